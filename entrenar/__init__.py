@@ -26,13 +26,28 @@ _NAMES = {
     "Trainer": "entrenar.train",
     "TrainConfig": "entrenar.train",
 }
-_MODULES = ("errors", "ops", "nn", "optim", "quant", "formats", "tokenizer", "data", "models", "train", "generate",
-            "observe")
+_MODULES = (
+    "errors", "ops", "nn", "optim", "quant", "formats",
+    "tokenizer", "data", "models", "train", "generate", "observe",
+)
 
 __all__ = [*_NAMES, *_MODULES, "__version__"]
 
 if TYPE_CHECKING:
-    from entrenar import data, errors, formats, generate, models, nn, observe, ops, optim, quant, tokenizer, train
+    from entrenar import (
+        data,
+        errors,
+        formats,
+        generate,
+        models,
+        nn,
+        observe,
+        ops,
+        optim,
+        quant,
+        tokenizer,
+        train,
+    )
     from entrenar.backend import get_num_threads, set_num_threads
     from entrenar.models.causal_lm import CausalLM, count_parameters
     from entrenar.models.load import load

@@ -1,7 +1,7 @@
 """Every exception that a user of entrenar may want to catch.
 
-Each says what is wrong, where, and what to do. All derive from `EntrenarError` and, where the standard library has
-a fitting class, from that as well, so that ``except ValueError`` does what a caller expects.
+Each says what is wrong, where, and what to do. All derive from `EntrenarError` and, where the standard
+library has a fitting class, from that as well, so that ``except ValueError`` does what a caller expects.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class FormatError(EntrenarError, ValueError):
 
 
 class UnsupportedError(FormatError):
-    """A well-formed file that asks for something entrenar does not serve (an architecture, a type, a config key)."""
+    """A well-formed file that asks for what entrenar does not serve (architecture, type, config key)."""
 
 
 class TokenizerError(EntrenarError, ValueError):
