@@ -1,0 +1,381 @@
+# cython: language_level=3, boundscheck=True, wraparound=False, cdivision=True, embedsignature=True
+"""The boundary between NumPy arrays and the C kernels: the only place that turns Python objects into pointers.
+
+Every wrapper checks element types, ranks and shapes, raises DTypeError or ShapeError with the operation's name and both
+shapes, allocates the result and releases the GIL around the kernel alone. Use it through `entrenar.backend`.
+"""
+
+import os
+
+import ml_dtypes
+import numpy as np
+
+from entrenar.errors import BackendError, DataError, DTypeError, ShapeError, UsageError
+
+cimport numpy as cnp
+from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_New
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+
+cnp.import_array()
+
+cdef extern from "entrenar.h" nogil:
+    ctypedef enum en_status:
+        EN_OK
+        EN_NO_MEMORY
+        EN_BAD_ID
+    cdef enum en_dtype:
+        EN_F32
+        EN_BF16
+        EN_F16
+    cdef enum en_unary:
+        EN_NEG, EN_EXP, EN_LOG, EN_RELU, EN_GELU, EN_GELU_TANH, EN_SILU
+    cdef enum en_binary:
+        EN_ADD, EN_SUB, EN_MUL, EN_DIV, EN_POW
+    cdef enum en_qtype:
+        EN_Q4_0, EN_Q8_0, EN_Q4_K, EN_Q6_K
+    cdef enum:
+        EN_MAX_DIMS
+        EN_MAX_THREADS
+
+    cdef struct en_view:
+        float *data
+        int ndim
+        int64_t *shape
+        int64_t *stride
+
+    cdef struct en_gemm:
+        int64_t m, n, k
+        const float *a
+        int64_t a_row, a_col
+        const void *b
+        en_dtype b_type
+        int64_t b_row, b_col
+        float *c
+        int64_t c_row
+        int accumulate
+        int batch_ndim
+        int64_t *batch
+        int64_t *a_batch
+        int64_t *b_batch
+        int64_t *c_batch
+
+    cdef struct en_attention:
+        int64_t b, t, s, h, hkv, d
+        float scale
+        int causal
+        int64_t window
+        const int32_t *starts
+        const float *q
+        const float *k
+        const float *v
+        int64_t k_batch, v_batch
+        float *o
+        float *lse
+        const float *g
+        float *dq
+        float *dk
+        float *dv
+
+    # The members as csrc/entrenar.h has them; wrappers below use them by name.
+    cdef struct en_kernels:
+        en_status (*gemm)(const en_gemm *) noexcept nogil
+
+    cdef struct en_isa:
+        const char *name
+        int (*available)() noexcept nogil
+        const en_kernels *kernels
+
+    const en_isa *en_isas
+    const int en_isa_count
+    const en_isa *en_find_isa(const char *name)
+    const en_isa *en_best_isa()
+    const char *en_cpu_vendor()
+    const char *en_cpu_model()
+    int64_t en_bad_id()
+    int en_default_threads()
+    int en_get_threads()
+    void en_set_threads(int n)
+    void *en_alloc(size_t bytes)
+    void en_free(void *block)
+    void en_fail_allocation(int64_t nth)
+
+
+# ---- instruction set and threads ----
+
+cdef const en_isa *current = NULL
+
+
+cdef const en_isa *decide() except NULL:
+    """The level of this process, from ENTRENAR_ISA or the best there is; also reads ENTRENAR_THREADS."""
+    global current
+    cdef const en_isa *chosen
+    name = os.environ.get("ENTRENAR_ISA", "").strip().lower()
+    threads = os.environ.get("ENTRENAR_THREADS", "").strip()
+    chosen = find(name, "ENTRENAR_ISA") if name else en_best_isa()
+    if threads:
+        set_num_threads(int(threads) if threads.isascii() and threads.isdigit() else threads, "ENTRENAR_THREADS")
+    current = chosen
+    return current
+
+
+cdef const en_isa *find(str name, str where) except NULL:
+    cdef const en_isa *row = en_find_isa(name.encode())
+    if row == NULL:
+        raise UsageError(f"{where}={name}: no such instruction set; it is one of {', '.join(_isa_names())}")
+    if not row.available():
+        raise UsageError(f"{where}={name}: this CPU or operating system lacks it; available are "
+                         f"{', '.join(available_isas())}")
+    return row
+
+
+cdef inline const en_kernels *kernels() except NULL:
+    if current == NULL:
+        decide()
+    return current.kernels
+
+
+def _isa_names():
+    return tuple([en_isas[i].name.decode() for i in range(en_isa_count)])
+
+
+def isa():
+    """Name of the instruction set in use: "amx", "avx512", "avx2" or "scalar"."""
+    if current == NULL:
+        decide()
+    return current.name.decode()
+
+
+def available_isas():
+    """Names that ENTRENAR_ISA may have on this machine, best first."""
+    return tuple([en_isas[i].name.decode() for i in range(en_isa_count) if en_isas[i].available()])
+
+
+def _set_isa(str name):
+    """Tests: use another level from now on."""
+    global current
+    kernels()
+    current = find(name, "isa")
+
+
+def get_num_threads():
+    """Threads that a kernel may use, the calling one included."""
+    kernels()
+    return en_get_threads()
+
+
+def set_num_threads(n, str where="num_threads"):
+    """Let kernels use `n` threads from now on (1 to 256). Results don't depend on it."""
+    if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or not 1 <= n <= EN_MAX_THREADS:
+        raise UsageError(f"{where}={n}: must be a whole number from 1 to {<int>EN_MAX_THREADS}")
+    if where == "num_threads":
+        kernels()  # else the environment would overwrite it at first use
+    en_set_threads(n)
+
+
+def cpu_info():
+    """What the kernels know of this machine: vendor, model, cores (physical, allowed to this process), isas."""
+    return {
+        "vendor": en_cpu_vendor().decode(errors="replace"),
+        "model": " ".join(en_cpu_model().decode(errors="replace").split()),
+        "cores": en_default_threads(),
+        "isas": available_isas(),
+    }
+
+
+def _fail_allocation(n):
+    """Tests: the nth native allocation from now fails; 0 turns that off."""
+    en_fail_allocation(n)
+
+
+# ---- arrays ----
+
+cdef int BF16 = np.dtype(ml_dtypes.bfloat16).num
+
+
+cdef int check(en_status status, str op) except -1:
+    """Map what only C could find out to an exception."""
+    if status == EN_OK:
+        return 0
+    if status == EN_NO_MEMORY:
+        raise MemoryError(f"{op}: out of memory")
+    if status == EN_BAD_ID:
+        raise DataError(f"{op}: id {en_bad_id()} is out of range")
+    raise BackendError(f"{op}: status {<int>status}")
+
+
+cdef void free_block(object capsule) noexcept:
+    en_free(PyCapsule_GetPointer(capsule, NULL))
+
+
+cdef cnp.ndarray empty(tuple shape, int typenum=cnp.NPY_FLOAT32, str op="allocation"):
+    """A new C-contiguous array whose data is 64-byte aligned."""
+    cdef cnp.npy_intp dims[32]
+    cdef cnp.npy_intp size = 4
+    cdef int nd = len(shape)
+    cdef int i
+    if nd > 32:
+        raise ShapeError(f"{op}: {nd} dimensions are too many")
+    if typenum == cnp.NPY_INT64:
+        size = 8
+    elif typenum == cnp.NPY_FLOAT16 or typenum == BF16:
+        size = 2
+    for i in range(nd):
+        dims[i] = shape[i]
+        if dims[i] and size > <cnp.npy_intp>0x7fffffffffffff // dims[i]:
+            raise MemoryError(f"{op}: an array of shape {shape} does not fit into memory")
+        size *= dims[i]
+    cdef void *block = en_alloc(size)
+    if block == NULL:
+        raise MemoryError(f"{op}: no memory for an array of shape {shape}, {size} bytes")
+    capsule = PyCapsule_New(block, NULL, free_block)
+    cdef cnp.ndarray out = cnp.PyArray_SimpleNewFromData(nd, dims, typenum, block)
+    cnp.set_array_base(out, capsule)
+    return out
+
+
+cdef cnp.ndarray f32(object x, str op, str name):
+    """x as an aligned native f32 array of any strides that are whole elements."""
+    if not isinstance(x, np.ndarray):
+        raise DTypeError(f"{op}: {name} must be a NumPy array, not {type(x).__name__}")
+    cdef cnp.ndarray a = x
+    if cnp.PyArray_TYPE(a) != cnp.NPY_FLOAT32 or not cnp.PyArray_ISNOTSWAPPED(a):
+        raise DTypeError(f"{op}: {name} must be float32, not {x.dtype}")
+    return whole_strides(a, 4)
+
+
+cdef cnp.ndarray whole_strides(cnp.ndarray a, int size):
+    cdef int i
+    if not cnp.PyArray_ISALIGNED(a):
+        return np.array(a)
+    for i in range(cnp.PyArray_NDIM(a)):
+        if cnp.PyArray_STRIDES(a)[i] % size:
+            return np.array(a)
+    return a
+
+
+cdef cnp.ndarray contiguous(object x, str op, str name, int ndim=-1):
+    """x as a C-contiguous f32 array; a copy where it isn't one."""
+    cdef cnp.ndarray a = f32(x, op, name)
+    if ndim >= 0 and cnp.PyArray_NDIM(a) != ndim:
+        raise ShapeError(f"{op}: {name} must have {ndim} dimensions, its shape is {x.shape}")
+    if not cnp.PyArray_IS_C_CONTIGUOUS(a):
+        a = np.ascontiguousarray(a)
+    return a
+
+
+cdef cnp.ndarray writable(object x, str op, str name):
+    """x itself, which a kernel will write to: C-contiguous f32."""
+    cdef cnp.ndarray a = f32(x, op, name)
+    if a is not x or not cnp.PyArray_IS_C_CONTIGUOUS(a):
+        raise ShapeError(f"{op}: {name} is written in place and must be C-contiguous, its strides are {x.strides}")
+    if not cnp.PyArray_ISWRITEABLE(a):
+        raise DTypeError(f"{op}: {name} is written in place but read-only")
+    return a
+
+
+cdef int weight_type(cnp.ndarray a, str op, str name, en_dtype *result) except -1:
+    """The type of an array that may be held in 16 bits."""
+    cdef int num = cnp.PyArray_TYPE(a)
+    if not cnp.PyArray_ISNOTSWAPPED(a):
+        num = -1
+    if num == cnp.NPY_FLOAT32:
+        result[0] = EN_F32
+    elif num == cnp.NPY_FLOAT16:
+        result[0] = EN_F16
+    elif num == BF16:
+        result[0] = EN_BF16
+    else:
+        raise DTypeError(f"{op}: {name} must be float32, float16 or bfloat16, not {(<object>a).dtype}")
+    return 0
+
+
+cdef inline float *floats(cnp.ndarray a) noexcept:
+    return <float *>cnp.PyArray_DATA(a)
+
+
+# ---- products ----
+
+def matmul(a, b, bint trans_a=False, bint trans_b=False, out=None, bint accumulate=False):
+    """a (..., M, K) times b (..., K, N) -> (..., M, N), f32.
+
+    b may be float32, bfloat16 or float16. trans_a, trans_b swap the last two dimensions of that operand. Batch
+    dimensions broadcast; operands may have any strides. out: C-contiguous result to write, or with accumulate to add to.
+    Raises ShapeError, DTypeError.
+    """
+    cdef const en_kernels *k = kernels()
+    cdef en_gemm p
+    cdef cnp.ndarray pa = f32(a, "matmul", "a")
+    cdef cnp.ndarray pb, pc
+    cdef int na = cnp.PyArray_NDIM(pa), nb, nd, i, ia, ib
+    cdef int64_t size, da, db, sa, sb, step
+    if not isinstance(b, np.ndarray):
+        raise DTypeError(f"matmul: b must be a NumPy array, not {type(b).__name__}")
+    pb = b
+    weight_type(pb, "matmul", "b", &p.b_type)
+    size = 4 if p.b_type == EN_F32 else 2
+    pb = whole_strides(pb, size)
+    nb = cnp.PyArray_NDIM(pb)
+    if na < 2 or nb < 2 or na > EN_MAX_DIMS or nb > EN_MAX_DIMS:
+        raise ShapeError(f"matmul: operands need 2 to {<int>EN_MAX_DIMS} dimensions, shapes are {a.shape} and {b.shape}")
+    p.m = cnp.PyArray_DIM(pa, na - 1 if trans_a else na - 2)
+    p.k = cnp.PyArray_DIM(pa, na - 2 if trans_a else na - 1)
+    p.n = cnp.PyArray_DIM(pb, nb - 2 if trans_b else nb - 1)
+    p.a_row = cnp.PyArray_STRIDE(pa, na - 1 if trans_a else na - 2) // 4
+    p.a_col = cnp.PyArray_STRIDE(pa, na - 2 if trans_a else na - 1) // 4
+    p.b_row = cnp.PyArray_STRIDE(pb, nb - 1 if trans_b else nb - 2) // size
+    p.b_col = cnp.PyArray_STRIDE(pb, nb - 2 if trans_b else nb - 1) // size
+    if cnp.PyArray_DIM(pb, nb - 1 if trans_b else nb - 2) != p.k:
+        raise ShapeError(f"matmul: inner dimensions differ: {a.shape}{' transposed' if trans_a else ''} and "
+                         f"{b.shape}{' transposed' if trans_b else ''}")
+    nd = max(na, nb)
+    p.batch_ndim = nd - 2
+    shape = []
+    for i in range(nd - 2):
+        ia = i - (nd - na)
+        ib = i - (nd - nb)
+        da = cnp.PyArray_DIM(pa, ia) if ia >= 0 else 1
+        db = cnp.PyArray_DIM(pb, ib) if ib >= 0 else 1
+        if da != db and da != 1 and db != 1:
+            raise ShapeError(f"matmul: batch dimensions differ: {a.shape} and {b.shape}")
+        p.batch[i] = db if da == 1 else da
+        p.a_batch[i] = cnp.PyArray_STRIDE(pa, ia) // 4 if da > 1 else 0
+        p.b_batch[i] = cnp.PyArray_STRIDE(pb, ib) // size if db > 1 else 0
+        shape.append(p.batch[i])
+    result = (*shape, p.m, p.n)
+    if out is None:
+        if accumulate:
+            raise UsageError("matmul: accumulate needs out")
+        pc = empty(result, cnp.NPY_FLOAT32, "matmul")
+    else:
+        pc = writable(out, "matmul", "out")
+        if out.shape != result:
+            raise ShapeError(f"matmul: out has shape {out.shape}, the product of {a.shape} and {b.shape} {result}")
+        if np.may_share_memory(pc, pa) or np.may_share_memory(pc, pb):
+            raise UsageError("matmul: out overlaps an operand")
+    step = p.m * p.n
+    for i in range(nd - 3, -1, -1):
+        p.c_batch[i] = step
+        step *= p.batch[i]
+    # One weight for all: rows of the batch are rows of one product, as far as their strides allow.
+    while p.batch_ndim and p.b_batch[p.batch_ndim - 1] == 0:
+        i = p.batch_ndim - 1
+        if p.m == 1:
+            p.a_row = p.a_batch[i]
+        elif p.batch[i] != 1 and p.a_batch[i] != p.m * p.a_row:
+            break
+        p.m *= p.batch[i]
+        p.batch_ndim -= 1
+    p.a = floats(pa)
+    p.b = cnp.PyArray_DATA(pb)
+    p.c = floats(pc)
+    p.c_row = p.n
+    p.accumulate = accumulate
+    if p.k == 0:
+        if not accumulate:
+            pc[...] = 0
+        return pc
+    cdef en_status status
+    with nogil:
+        status = k.gemm(&p)
+    check(status, "matmul")
+    return pc

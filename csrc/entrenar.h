@@ -1,0 +1,168 @@
+/* The whole C interface of the native core: one status, one table of kernels, threads, memory, dispatch.
+ *
+ * Conventions: row-major, sizes and strides in elements (int64_t), float is IEEE binary32, 16-bit weights are uint16_t
+ * bit patterns. Callers (csrc/_native.pyx) have checked shapes, types and contiguity; kernels return a status only for
+ * what a caller can't foresee. No result depends on the number of threads.
+ */
+#ifndef ENTRENAR_H
+#define ENTRENAR_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+typedef enum en_status {
+    EN_OK = 0,
+    EN_NO_MEMORY,
+    EN_BAD_ID, /* a token id or label out of range; en_bad_id() of the calling thread tells which */
+} en_status;
+
+enum en_dtype { EN_F32, EN_BF16, EN_F16 };
+
+enum en_unary { EN_NEG, EN_EXP, EN_LOG, EN_RELU, EN_GELU, EN_GELU_TANH, EN_SILU, EN_UNARY_COUNT };
+enum en_binary { EN_ADD, EN_SUB, EN_MUL, EN_DIV, EN_POW, EN_BINARY_COUNT };
+enum en_qtype { EN_Q4_0, EN_Q8_0, EN_Q4_K, EN_Q6_K, EN_QTYPE_COUNT };
+
+enum { EN_MAX_DIMS = 8 };
+
+/* A strided float array; a broadcast dimension has stride 0. */
+struct en_view {
+    float *data;
+    int ndim;
+    int64_t shape[EN_MAX_DIMS];
+    int64_t stride[EN_MAX_DIMS];
+};
+
+/* C[b] (m,n) = A[b] (m,k) · B[b] (k,n), or += with accumulate; b runs over a grid of batch dimensions. */
+struct en_gemm {
+    int64_t m, n, k;
+    const float *a;
+    int64_t a_row, a_col; /* strides */
+    const void *b;
+    enum en_dtype b_type;
+    int64_t b_row, b_col;
+    float *c; /* columns contiguous */
+    int64_t c_row;
+    int accumulate;
+    int batch_ndim;
+    int64_t batch[EN_MAX_DIMS], a_batch[EN_MAX_DIMS], b_batch[EN_MAX_DIMS], c_batch[EN_MAX_DIMS];
+};
+
+/* q, o, g (b,t,h,d) contiguous; k, v (b,s,hkv,d) with a batch stride of their own; lse (b,h,t).
+ * Query t sits at position p = t + s - T and sees key j when j <= p (causal), j > p - window (window > 0) and
+ * j >= starts[b,t] (starts not NULL). Every query sees at least one key. */
+struct en_attention {
+    int64_t b, t, s, h, hkv, d;
+    float scale;
+    int causal;
+    int64_t window;
+    const int32_t *starts;
+    const float *q, *k, *v;
+    int64_t k_batch, v_batch;
+    float *o, *lse;          /* forward: written; backward: read */
+    const float *g;          /* backward only, as are the next three */
+    float *dq, *dk, *dv;     /* contiguous; overwritten */
+};
+
+struct en_kernels {
+    /* products: kernels/gemm.h, kernels/attention.h */
+    en_status (*gemm)(const struct en_gemm *p);
+    en_status (*attention)(const struct en_attention *p);
+    en_status (*attention_backward)(const struct en_attention *p);
+
+    /* elementwise: kernels/elementwise.h, kernels/activation.h. x strided, y contiguous in x's shape */
+    en_status (*copy)(const struct en_view *x, float *y);
+    en_status (*unary)(enum en_unary op, const struct en_view *x, float *y);
+    en_status (*unary_backward)(enum en_unary op, int64_t n, const float *x, const float *g, float *dx);
+    en_status (*binary)(enum en_binary op, const struct en_view *a, const struct en_view *b, float *y);
+    en_status (*add_inplace)(int64_t n, float *x, const float *y);
+    en_status (*scale_inplace)(int64_t n, float *x, float s);
+
+    /* reductions: kernels/reduce.h. axes is a bit mask of x's dimensions; y contiguous over the others */
+    en_status (*sum)(const struct en_view *x, uint32_t axes, float *y);
+    en_status (*sum_squares)(int64_t n, const float *x, double *result);
+    en_status (*all_finite)(int64_t n, const float *x, int *result);
+
+    /* rows of d: kernels/softmax.h, kernels/norm.h */
+    en_status (*softmax)(int64_t rows, int64_t d, const float *x, float *y);
+    en_status (*softmax_backward)(int64_t rows, int64_t d, const float *y, const float *g, float *dx);
+    en_status (*rms_norm)(int64_t rows, int64_t d, const float *x, const float *w, float eps, float *y, float *rstd);
+    en_status (*rms_norm_backward)(int64_t rows, int64_t d, const float *g, const float *x, const float *w,
+                                   const float *rstd, float *dx, float *dw /* or NULL */);
+    en_status (*layer_norm)(int64_t rows, int64_t d, const float *x, const float *w, const float *b, float eps,
+                            float *y, float *mean, float *rstd);
+    en_status (*layer_norm_backward)(int64_t rows, int64_t d, const float *g, const float *x, const float *w,
+                                     const float *mean, const float *rstd, float *dx, float *dw, float *db);
+
+    /* kernels/rope.h: x, y (b,t,h,d); cos, sin (t,rot/2), with table_batch = 0, or (b,t,rot/2) */
+    en_status (*rope)(int64_t b, int64_t t, int64_t h, int64_t d, int64_t rot, const float *x, const float *cos,
+                      const float *sin, int64_t table_batch, int interleaved, int inverse, float *y);
+
+    /* kernels/swiglu.h */
+    en_status (*swiglu)(int64_t n, const float *gate, const float *up, float *y);
+    en_status (*swiglu_backward)(int64_t n, const float *g, const float *gate, const float *up, float *dgate,
+                                 float *dup);
+
+    /* kernels/embedding.h: weight (vocab,d) */
+    en_status (*embedding)(int64_t n, int64_t vocab, int64_t d, enum en_dtype type, const void *weight,
+                           const int64_t *ids, float *y);
+    en_status (*embedding_backward)(int64_t n, int64_t vocab, int64_t d, const float *g, const int64_t *ids,
+                                    float *dweight);
+
+    /* kernels/loss.h: logits (n,vocab); losses, lse, g (n,) */
+    en_status (*cross_entropy)(int64_t n, int64_t vocab, const float *logits, const int64_t *labels,
+                               int64_t ignore_index, float *losses, float *lse);
+    en_status (*cross_entropy_backward)(int64_t n, int64_t vocab, const float *g, const float *logits,
+                                        const int64_t *labels, const float *lse, int64_t ignore_index,
+                                        float *dlogits);
+
+    /* kernels/dropout.h: element i takes word i % 4 of Philox4x32-10 at counter offset + i / 4 */
+    en_status (*dropout)(int64_t n, const float *x, float p, uint64_t seed, uint64_t offset, float *y);
+
+    /* kernels/adamw.h: in place */
+    en_status (*adam_step)(int64_t n, float *p, const float *g, float *m, float *v, float lr, float beta1,
+                           float beta2, float eps, float weight_decay, int64_t step, int decoupled);
+    en_status (*sgd_step)(int64_t n, float *p, const float *g, float *buf /* or NULL */, float lr, float momentum,
+                          float weight_decay, int nesterov);
+
+    /* kernels/convert.h, kernels/dequant.h */
+    en_status (*widen)(enum en_dtype type, int64_t n, const uint16_t *x, float *y);
+    en_status (*narrow)(enum en_dtype type, int64_t n, const float *x, uint16_t *y);
+    en_status (*dequantize)(enum en_qtype qtype, int64_t blocks, const uint8_t *raw, enum en_dtype type, void *y);
+};
+
+/* dispatch.c: the levels, best first. */
+struct en_isa {
+    const char *name;
+    int (*available)(void); /* does this CPU, under this OS, run it? */
+    const struct en_kernels *kernels;
+};
+extern const struct en_isa en_isas[];
+extern const int en_isa_count;
+const struct en_isa *en_find_isa(const char *name); /* NULL: no such level, available or not */
+const struct en_isa *en_best_isa(void);
+const char *en_cpu_vendor(void);
+const char *en_cpu_model(void);
+
+/* The id that made the last EN_BAD_ID. */
+void en_set_bad_id(int64_t id);
+int64_t en_bad_id(void);
+
+/* threads.c: one persistent pool. fn gets a half-open range of [0, n), at most one a thread, none shorter than grain
+ * unless n is. Nested calls run inline; concurrent callers take turns. A reduction must fix its pieces by shape: make
+ * the piece, not the element, the index. */
+typedef void (*en_range)(void *context, int64_t begin, int64_t end);
+void en_parallel_for(int64_t n, int64_t grain, en_range fn, void *context);
+enum { EN_MAX_THREADS = 256 };
+int en_default_threads(void); /* physical cores in the affinity mask, within the cgroup's quota */
+int en_get_threads(void);
+void en_set_threads(int n);
+
+/* memory.c: 64-byte aligned. en_scratch is the calling thread's own buffer, one a slot, kept and grown, valid until
+ * its next call with that slot; NULL when memory is out. */
+enum en_slot { EN_SCRATCH_A, EN_SCRATCH_B, EN_SCRATCH_C, EN_SCRATCH_COUNT };
+void *en_alloc(size_t bytes);
+void en_free(void *block);
+void *en_scratch(enum en_slot slot, size_t bytes);
+void en_fail_allocation(int64_t nth); /* tests: the nth allocation from now fails (1 is the next); 0: none */
+
+#endif
