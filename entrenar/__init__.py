@@ -12,7 +12,7 @@ __version__ = "0.1.0"
 
 # public name -> module that defines it
 _NAMES = {
-    "Tensor": "entrenar.tensor",
+    "Tensor": "entrenar.ops",  # whose import gives it its operators
     "no_grad": "entrenar.tensor",
     "checkpoint": "entrenar.tensor",
     "manual_seed": "entrenar.tensor",

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "entrenar"
 ROWS = (
     ("errors",),
     ("_native", "_cuda", "observe.events"),
-    ("backend",),
+    ("backend", "random"),
     ("quant",),
     ("tensor", "formats", "tokenizer"),
     ("ops",),

@@ -1,0 +1,52 @@
+"""What several operations need of arrays: layout, broadcasting, axes and ids."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+from entrenar.backend import cpu
+from entrenar.errors import DTypeError, ShapeError
+from entrenar.tensor import FLOAT32, Array
+
+
+def contiguous(x: Array) -> Array:
+    """x itself if it is C-contiguous, else a copy that is; for kernels that take no strides."""
+    if x.flags.c_contiguous:
+        return x
+    return cpu.copy(x) if x.dtype == FLOAT32 else np.ascontiguousarray(x)
+
+
+def rows(x: Array) -> Array:
+    """(..., d) -> (N, d), contiguous."""
+    return contiguous(x).reshape(math.prod(x.shape[:-1]), x.shape[-1])
+
+
+def unbroadcast(g: Array, shape: tuple[int, ...]) -> Array:
+    """Sum g over the axes along which an operand of `shape` was repeated: the gradient of broadcasting."""
+    if g.shape == shape:
+        return g
+    extra = g.ndim - len(shape)
+    repeated = tuple(i for i in range(g.ndim) if i < extra or (shape[i - extra] == 1 and g.shape[i] != 1))
+    return cpu.sum(contiguous(g), repeated, True).reshape(shape)
+
+
+def normal_axes(name: str, axis: int | tuple[int, ...] | None, ndim: int) -> tuple[int, ...]:
+    """`axis` as a tuple of different axes from 0 to ndim - 1; None stands for all."""
+    if axis is None:
+        return tuple(range(ndim))
+    axes = axis if isinstance(axis, tuple) else (axis,)
+    normal = tuple(a + ndim if a < 0 else a for a in axes)
+    if any(not 0 <= a < ndim for a in normal) or len(set(normal)) != len(normal):
+        raise ShapeError(f"{name}: axis {axis} for a tensor of {ndim} dimensions")
+    return normal
+
+
+def as_ids(name: str, ids: npt.ArrayLike) -> Array:
+    """Token ids or labels as a contiguous int64 array."""
+    array = np.asarray(ids)
+    if array.dtype.kind not in "iu" and array.size:
+        raise DTypeError(f"{name}: ids of type {array.dtype}; give integers")
+    return np.ascontiguousarray(array, dtype=np.int64).reshape(array.shape)

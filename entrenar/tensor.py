@@ -1,0 +1,394 @@
+"""Tensor and the tape: an N-d float32 array that remembers how it was computed, for gradients to flow back.
+
+An operation is one function that returns its result and the way back, ``(out, vjp)``. The `op` decorator runs
+it and, where an operand needs a gradient, puts a `Node` on the tape: the vjp (vector-Jacobian product) and
+the parents. Nodes are numbered as they are made, so a consumer has a larger number than what it consumes, and
+`backward` walks them from the largest down: no recursion, and a node has its whole gradient before it passes
+it on. docs/autograd.md tells the same on one page, with the hazards.
+"""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import wraps
+from itertools import count
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+
+from entrenar.backend import cpu
+from entrenar.errors import DTypeError, GraphError, ShapeError
+from entrenar.random import default_rng, manual_seed
+
+__all__ = [
+    "OPS", "Array", "Tensor", "Vjp", "as_tensor", "checkpoint", "default_rng", "manual_seed", "no_grad", "op",
+]
+
+Array: TypeAlias = npt.NDArray[Any]
+Operand: TypeAlias = "Tensor | npt.NDArray[Any] | np.number[Any] | float"
+# g, the gradient of the result -> one gradient an operand, None where it needs none. What a vjp returns is g,
+# a view of g, or memory that nobody else holds and that `backward` may add into.
+Vjp: TypeAlias = Callable[[Array], Sequence[Array | None]]
+P = ParamSpec("P")
+
+FLOAT32 = np.dtype(np.float32)
+HALF = (np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
+OPS: dict[str, Callable[..., Tensor]] = {}  # every operation by name; tests walk it
+
+
+class Tensor:
+    """An array on the tape.
+
+    Attributes:
+        data: float32 array of any strides, shared with the array given; for frozen weights also float16 or
+            bfloat16. A result on the tape is read-only, because a vjp may read it again.
+        grad: what `backward` has accumulated (leaves only; float32, contiguous, own memory), or None.
+        requires_grad: whether `backward` should reach it.
+        version: how often `data` of a leaf was written in place. Whoever writes (an optimizer) adds one; a
+            backward through values from before the write is then a GraphError, not a wrong gradient.
+    """
+
+    __slots__ = ("__weakref__", "_node", "data", "grad", "requires_grad", "version")
+    __array_ufunc__ = None  # ndarray + Tensor asks Tensor.__radd__
+    backend = cpu
+
+    def __init__(self, data: Any, requires_grad: bool = False) -> None:
+        array = np.asarray(data.data if isinstance(data, Tensor) else data)
+        if array.dtype not in (FLOAT32, *HALF) or not array.dtype.isnative:
+            if array.dtype.kind not in "fiub":
+                raise DTypeError(f"Tensor: data of type {array.dtype}; give real numbers")
+            array = array.astype(FLOAT32)
+        if requires_grad and array.dtype != FLOAT32:
+            raise DTypeError(f"Tensor: {array.dtype} is frozen storage; only float32 can require a gradient")
+        self.data: Array = array if array.flags.aligned else array.copy()
+        self.grad: Tensor | None = None
+        self.requires_grad = requires_grad
+        self.version = 0
+        self._node: Node | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.data.shape
+
+    @property
+    def ndim(self) -> int:
+        return self.data.ndim
+
+    @property
+    def size(self) -> int:
+        return self.data.size
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self.data.dtype
+
+    @property
+    def T(self) -> Tensor:
+        return self.transpose()
+
+    def numpy(self) -> Array:
+        """The data itself, not a copy."""
+        return self.data
+
+    def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> Array:
+        return np.array(self.data, dtype=dtype, copy=copy)
+
+    def item(self) -> float:
+        if self.size != 1:
+            raise ShapeError(f"item: one element is needed, the tensor has shape {self.shape}")
+        return float(self.data.reshape(()))
+
+    def detach(self) -> Tensor:
+        """The same data, off the tape."""
+        return _wrap(self.data)
+
+    def __repr__(self) -> str:
+        text = np.array2string(self.data, separator=", ", prefix="Tensor(", threshold=100)
+        return f"Tensor({text}, shape={self.shape}{', requires_grad=True' if self.requires_grad else ''})"
+
+    def pow(self, exponent: Operand) -> Tensor:
+        return self**exponent
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (self[i] for i in range(self.shape[0]))
+
+    def backward(self, grad: Operand | None = None) -> None:
+        """Add d(self · grad)/d(leaf) to the `.grad` of each leaf that requires it, and free the graph.
+
+        grad: same shape as self; may be left out for a single element (then 1).
+
+        Raises:
+            GraphError: nothing here requires a gradient, a part of the graph was freed by an earlier
+                backward, or a leaf was written in place since the forward pass. No gradient is changed then.
+            ShapeError: `grad` is missing or of another shape.
+        """
+        if not self.requires_grad:
+            raise GraphError("backward: neither this tensor nor anything it came from requires a gradient")
+        if grad is None and self.size != 1:
+            raise ShapeError(f"backward: a tensor of shape {self.shape} needs a grad of that shape")
+        g = np.ones(self.shape, FLOAT32) if grad is None else as_tensor(grad).data
+        if g.shape != self.shape:
+            raise ShapeError(f"backward: grad has shape {g.shape}, the tensor {self.shape}")
+        if g.dtype != FLOAT32:
+            raise DTypeError(f"backward: grad is {g.dtype}; give float32")
+        _backward(self, g)
+
+    if TYPE_CHECKING:  # attached by the operations in entrenar.ops, see `op`
+
+        def __add__(self, other: Operand) -> Tensor: ...
+        def __radd__(self, other: Operand) -> Tensor: ...
+        def __sub__(self, other: Operand) -> Tensor: ...
+        def __rsub__(self, other: Operand) -> Tensor: ...
+        def __mul__(self, other: Operand) -> Tensor: ...
+        def __rmul__(self, other: Operand) -> Tensor: ...
+        def __truediv__(self, other: Operand) -> Tensor: ...
+        def __rtruediv__(self, other: Operand) -> Tensor: ...
+        def __pow__(self, other: Operand) -> Tensor: ...
+        def __rpow__(self, other: Operand) -> Tensor: ...
+        def __matmul__(self, other: Operand) -> Tensor: ...
+        def __rmatmul__(self, other: Operand) -> Tensor: ...
+        def __neg__(self) -> Tensor: ...
+        def __getitem__(self, key: Any) -> Tensor: ...
+        def exp(self) -> Tensor: ...
+        def log(self) -> Tensor: ...
+        def sum(self, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Tensor: ...
+        def mean(self, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Tensor: ...
+        def reshape(self, *shape: int | tuple[int, ...]) -> Tensor: ...
+        def transpose(self, *axes: int | tuple[int, ...]) -> Tensor: ...
+
+
+def as_tensor(value: Operand) -> Tensor:
+    return value if isinstance(value, Tensor) else Tensor(value)
+
+
+def _wrap(data: Array) -> Tensor:
+    """A Tensor around an array that is known to be right; skips the checks of Tensor()."""
+    tensor = Tensor.__new__(Tensor)
+    tensor.data, tensor.grad, tensor.requires_grad, tensor.version, tensor._node = data, None, False, 0, None
+    return tensor
+
+
+# ---- the tape ----------------------------------------------------------------------------------------------
+
+
+class Node:
+    """One operation on the tape. It keeps its parents' nodes, not their values: a vjp keeps what it reads."""
+
+    __slots__ = ("name", "number", "parents", "versions", "vjp")
+    _numbers = count()
+
+    def __init__(self, name: str, operands: Sequence[Tensor], vjp: Vjp | None) -> None:
+        self.name = name
+        self.number = next(Node._numbers)
+        # a leaf is its own parent entry; an operand that needs no gradient is None
+        self.parents = [(t._node or t) if t.requires_grad else None for t in operands]
+        self.versions = [t.version for t in operands]
+        self.vjp = vjp  # None once used
+
+
+class _Mode(threading.local):
+    """What operations of this thread leave behind."""
+
+    taping = True  # nodes
+    outside: dict[Tensor, None] | None = None  # in `checkpoint`: no nodes, but what came from outside
+
+
+_mode = _Mode()
+_INSIDE = Node("checkpoint", [], None)  # of every value that lives only inside a checkpoint
+
+
+@contextmanager
+def _set_mode(taping: bool, outside: dict[Tensor, None] | None = None) -> Iterator[None]:
+    before = _mode.taping, _mode.outside
+    _mode.taping, _mode.outside = taping, outside
+    try:
+        yield
+    finally:
+        _mode.taping, _mode.outside = before
+
+
+def no_grad() -> Any:
+    """``with no_grad():`` or ``@no_grad()``: operations of this thread leave nothing on the tape."""
+    return _set_mode(False)
+
+
+def op(
+    *, method: str | None = None, reflected: str | None = None, half: str | None = None
+) -> Callable[[Callable[P, tuple[Array, Vjp]]], Callable[P, Tensor]]:
+    """Make an operation of a function that returns ``(out, vjp)``, and enter it into OPS under its name.
+
+    Its operands are the arguments that are Tensors, or Tensors inside a list or tuple; `vjp` returns one
+    gradient for each, in the order of the signature. Leading parameters annotated as Tensor also take numbers
+    and arrays.
+
+    method, reflected: names under which Tensor gets it as a method, as it is and with two operands exchanged.
+    half: the one parameter that may be 16-bit storage.
+    """
+
+    def decorate(fn: Callable[P, tuple[Array, Vjp]]) -> Callable[P, Tensor]:
+        name = fn.__name__
+        signature = inspect.signature(fn)
+        kinds = [str(p.annotation) for p in signature.parameters.values()]
+        leading = next((i for i, kind in enumerate(kinds) if not kind.startswith("Tensor")), len(kinds))
+        half_index = list(signature.parameters).index(half) if half else -1
+
+        @wraps(fn)
+        def operation(*given: Any, **named: Any) -> Tensor:
+            args = list(given)
+            if named:
+                bound = signature.bind(*given, **named)
+                bound.apply_defaults()
+                args = list(bound.args)
+            operands: list[Tensor] = []
+            for i, arg in enumerate(args):
+                if isinstance(arg, (tuple, list)):
+                    operands += [t for t in arg if isinstance(t, Tensor)]
+                elif isinstance(arg, Tensor):
+                    if arg.data.dtype != FLOAT32 and i != half_index:
+                        raise DTypeError(f"{name}: operand {i} is {arg.dtype} storage; give float32")
+                    operands.append(arg)
+                elif i < leading and arg is not None:
+                    args[i] = as_tensor(arg)
+                    operands.append(args[i])
+            out, vjp = fn(*args)  # type: ignore[call-arg]
+            return _record(name, operands, out, vjp)
+
+        if method:
+            setattr(Tensor, method, operation)
+        if reflected:
+            setattr(Tensor, reflected, lambda self, other: operation(other, self))
+        OPS[name] = operation
+        return operation
+
+    return decorate
+
+
+def _record(name: str, operands: Sequence[Tensor], out: Array, vjp: Vjp) -> Tensor:
+    """The result of an operation, on the tape where an operand needs a gradient and this thread records."""
+    result = _wrap(out)
+    outside = _mode.outside
+    if (_mode.taping or outside is not None) and any(t.requires_grad for t in operands):
+        result.requires_grad = True
+        if outside is not None:
+            outside.update((t, None) for t in operands if t.requires_grad and t._node is not _INSIDE)
+            result._node = _INSIDE
+        else:
+            result._node = Node(name, operands, vjp)
+            out.flags.writeable = False  # a vjp may read it again
+    return result
+
+
+def _graph(root: Node, since: int) -> list[Node]:
+    """Root and all nodes below it that are not older than `since`, in the order of their making.
+
+    Raises before anything is computed if one of them can't be used.
+    """
+    seen, todo = {root}, [root]
+    while todo:
+        node = todo.pop()
+        if node.vjp is None:
+            raise GraphError(
+                f"backward: the graph was freed at {node.name!r}, by an earlier backward or in a "
+                "checkpoint; run the forward pass again, or add the losses and call backward once"
+            )
+        for parent, version in zip(node.parents, node.versions, strict=True):
+            if isinstance(parent, Node):
+                if parent not in seen and parent.number >= since:
+                    seen.add(parent)
+                    todo.append(parent)
+            elif parent is not None and parent.version != version:
+                raise GraphError(
+                    f"backward: a tensor of shape {parent.shape} that {node.name!r} read was written in "
+                    "place since; run the forward pass again"
+                )
+    return sorted(seen, key=lambda node: node.number)
+
+
+def _backward(root: Tensor, g: Array, since: int = 0) -> dict[Node, tuple[Array, bool]]:
+    """Send g down the graph to the leaves. What reaches nodes older than `since` is returned.
+
+    With each gradient goes whether it is ours to add into, that is, nobody else holds the array.
+    """
+    if root._node is None:
+        _add_to_leaf(root, g, False)
+        return {}
+    pending = {root._node: (g, False)}
+    nodes = _graph(root._node, since) if root._node.number >= since else []
+    while nodes:
+        node = nodes.pop()
+        vjp, parents = node.vjp, node.parents
+        node.vjp, node.parents, node.versions = None, [], []
+        if vjp is None or node not in pending:
+            continue  # every consumer answered None
+        g, _ = pending.pop(node)
+        for parent, d in zip(parents, vjp(g), strict=True):
+            if parent is None or d is None:
+                continue
+            ours = d.flags.carray and not np.may_share_memory(d, g)
+            if isinstance(parent, Tensor):
+                _add_to_leaf(parent, d, ours)
+            elif parent in pending:
+                pending[parent] = (_sum(*pending[parent], d), True)
+            else:
+                pending[parent] = (d, ours)
+    return pending
+
+
+def _sum(held: Array, ours: bool, d: Array) -> Array:
+    if not ours:
+        return cpu.binary("add", held, d)
+    cpu.add_(held, d if d.flags.c_contiguous else cpu.copy(d))
+    return held
+
+
+def _add_to_leaf(leaf: Tensor, d: Array, ours: bool) -> None:
+    if leaf.grad is None:
+        leaf.grad = _wrap(d if ours else cpu.copy(d))
+    else:
+        _sum(leaf.grad.data, True, d)
+
+
+# ---- computing again instead of storing --------------------------------------------------------------------
+
+
+def checkpoint(fn: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+    """``fn(*args, **kwargs)``, storing only the arguments: backward runs it again, random numbers included.
+
+    Gradients reach the Tensors in `args` and whatever else fn uses, the parameters of modules for example.
+    What fn computes must come out as its result, one Tensor: values that it leaves elsewhere have no way
+    back.
+    """
+    if not _mode.taping:
+        return fn(*args, **kwargs)
+    rng = default_rng.state_dict()
+    outside: dict[Tensor, None] = {}
+    with _set_mode(False, outside):
+        out = fn(*args, **kwargs)
+    if not isinstance(out, Tensor):
+        raise GraphError(f"checkpoint: the function returned {type(out).__name__}; it must return one Tensor")
+    if out._node is not _INSIDE:
+        return out  # nothing was computed that needs a gradient
+    nodes = [t._node for t in outside]
+
+    def vjp(g: Array) -> list[Array | None]:
+        inputs = [_leaf(a) if isinstance(a, Tensor) else a for a in args]
+        since = next(Node._numbers)
+        with default_rng.replay(rng), _set_mode(True):
+            again = fn(*inputs, **kwargs)
+        beyond = _backward(again, g, since)
+        to_args = [a.grad.data if a.grad else None for a in inputs if isinstance(a, Tensor)]
+        to_nodes = [None if n is None or n not in beyond else cpu.copy(beyond[n][0]) for n in nodes]
+        return to_args + to_nodes  # leaves outside already have theirs
+
+    return _record("checkpoint", [*(a for a in args if isinstance(a, Tensor)), *outside], out.data, vjp)
+
+
+def _leaf(tensor: Tensor) -> Tensor:
+    leaf = tensor.detach()
+    leaf.requires_grad = tensor.requires_grad
+    return leaf
