@@ -79,6 +79,44 @@ cdef extern from "entrenar.h" nogil:
     # The members as csrc/entrenar.h has them; wrappers below use them by name.
     cdef struct en_kernels:
         en_status (*gemm)(const en_gemm *) noexcept nogil
+        en_status (*copy)(const en_view *, float *) noexcept nogil
+        en_status (*unary)(en_unary, const en_view *, float *) noexcept nogil
+        en_status (*unary_backward)(en_unary, int64_t, const float *, const float *, float *) noexcept nogil
+        en_status (*binary)(en_binary, const en_view *, const en_view *, float *) noexcept nogil
+        en_status (*add_inplace)(int64_t, float *, const float *) noexcept nogil
+        en_status (*scale_inplace)(int64_t, float *, float) noexcept nogil
+        en_status (*sum)(const en_view *, uint32_t, float *) noexcept nogil
+        en_status (*sum_squares)(int64_t, const float *, double *) noexcept nogil
+        en_status (*all_finite)(int64_t, const float *, int *) noexcept nogil
+        en_status (*softmax)(int64_t, int64_t, const float *, float *) noexcept nogil
+        en_status (*softmax_backward)(int64_t, int64_t, const float *, const float *, float *) noexcept nogil
+        en_status (*rms_norm)(int64_t, int64_t, const float *, const float *, double, float *, float *) noexcept nogil
+        en_status (*rms_norm_backward)(int64_t, int64_t, const float *, const float *, const float *, const float *,
+                                       float *, float *) noexcept nogil
+        en_status (*layer_norm)(int64_t, int64_t, const float *, const float *, const float *, double, float *,
+                                float *, float *) noexcept nogil
+        en_status (*layer_norm_backward)(int64_t, int64_t, const float *, const float *, const float *, const float *,
+                                         const float *, float *, float *, float *) noexcept nogil
+        en_status (*rope)(int64_t, int64_t, int64_t, int64_t, int64_t, const float *, const float *, const float *,
+                          int64_t, int, int, float *) noexcept nogil
+        en_status (*swiglu)(int64_t, const float *, const float *, float *) noexcept nogil
+        en_status (*swiglu_backward)(int64_t, const float *, const float *, const float *, float *,
+                                     float *) noexcept nogil
+        en_status (*embedding)(int64_t, int64_t, int64_t, en_dtype, const void *, const int64_t *,
+                               float *) noexcept nogil
+        en_status (*embedding_backward)(int64_t, int64_t, int64_t, const float *, const int64_t *, const int64_t *,
+                                        float *) noexcept nogil
+        en_status (*cross_entropy)(int64_t, int64_t, const float *, const int64_t *, int64_t, float *,
+                                   float *) noexcept nogil
+        en_status (*cross_entropy_backward)(int64_t, int64_t, const float *, const float *, const int64_t *,
+                                            const float *, int64_t, float *) noexcept nogil
+        en_status (*dropout)(int64_t, const float *, double, uint64_t, uint64_t, float *) noexcept nogil
+        en_status (*adam_step)(int64_t, float *, const float *, float *, float *, double, double, double, double,
+                               double, int64_t, int) noexcept nogil
+        en_status (*sgd_step)(int64_t, float *, const float *, float *, double, double, double, int) noexcept nogil
+        en_status (*widen)(en_dtype, int64_t, const uint16_t *, float *) noexcept nogil
+        en_status (*narrow)(en_dtype, int64_t, const float *, uint16_t *) noexcept nogil
+        en_status (*dequantize)(en_qtype, int64_t, const uint8_t *, en_dtype, void *) noexcept nogil
 
     cdef struct en_isa:
         const char *name
@@ -289,7 +327,7 @@ cdef int weight_type(cnp.ndarray a, str op, str name, en_dtype *result) except -
     return 0
 
 
-cdef inline float *floats(cnp.ndarray a) noexcept:
+cdef inline float *floats(cnp.ndarray a) noexcept nogil:
     return <float *>cnp.PyArray_DATA(a)
 
 
@@ -379,3 +417,8 @@ def matmul(a, b, bint trans_a=False, bint trans_b=False, out=None, bint accumula
         status = k.gemm(&p)
     check(status, "matmul")
     return pc
+
+
+include "pyx/elementwise.pxi"
+include "pyx/layers.pxi"
+include "pyx/optimizers.pxi"

@@ -85,10 +85,10 @@ struct en_kernels {
     /* rows of d: kernels/softmax.h, kernels/norm.h */
     en_status (*softmax)(int64_t rows, int64_t d, const float *x, float *y);
     en_status (*softmax_backward)(int64_t rows, int64_t d, const float *y, const float *g, float *dx);
-    en_status (*rms_norm)(int64_t rows, int64_t d, const float *x, const float *w, float eps, float *y, float *rstd);
+    en_status (*rms_norm)(int64_t rows, int64_t d, const float *x, const float *w, double eps, float *y, float *rstd);
     en_status (*rms_norm_backward)(int64_t rows, int64_t d, const float *g, const float *x, const float *w,
                                    const float *rstd, float *dx, float *dw /* or NULL */);
-    en_status (*layer_norm)(int64_t rows, int64_t d, const float *x, const float *w, const float *b, float eps,
+    en_status (*layer_norm)(int64_t rows, int64_t d, const float *x, const float *w, const float *b, double eps,
                             float *y, float *mean, float *rstd);
     en_status (*layer_norm_backward)(int64_t rows, int64_t d, const float *g, const float *x, const float *w,
                                      const float *mean, const float *rstd, float *dx, float *dw, float *db);
@@ -102,11 +102,11 @@ struct en_kernels {
     en_status (*swiglu_backward)(int64_t n, const float *g, const float *gate, const float *up, float *dgate,
                                  float *dup);
 
-    /* kernels/embedding.h: weight (vocab,d) */
+    /* kernels/embedding.h: weight (vocab,d); order: positions sorted by id, stable; dweight comes zeroed */
     en_status (*embedding)(int64_t n, int64_t vocab, int64_t d, enum en_dtype type, const void *weight,
                            const int64_t *ids, float *y);
     en_status (*embedding_backward)(int64_t n, int64_t vocab, int64_t d, const float *g, const int64_t *ids,
-                                    float *dweight);
+                                    const int64_t *order, float *dweight);
 
     /* kernels/loss.h: logits (n,vocab); losses, lse, g (n,) */
     en_status (*cross_entropy)(int64_t n, int64_t vocab, const float *logits, const int64_t *labels,
@@ -116,13 +116,13 @@ struct en_kernels {
                                         float *dlogits);
 
     /* kernels/dropout.h: element i takes word i % 4 of Philox4x32-10 at counter offset + i / 4 */
-    en_status (*dropout)(int64_t n, const float *x, float p, uint64_t seed, uint64_t offset, float *y);
+    en_status (*dropout)(int64_t n, const float *x, double p, uint64_t seed, uint64_t offset, float *y);
 
     /* kernels/adamw.h: in place */
-    en_status (*adam_step)(int64_t n, float *p, const float *g, float *m, float *v, float lr, float beta1,
-                           float beta2, float eps, float weight_decay, int64_t step, int decoupled);
-    en_status (*sgd_step)(int64_t n, float *p, const float *g, float *buf /* or NULL */, float lr, float momentum,
-                          float weight_decay, int nesterov);
+    en_status (*adam_step)(int64_t n, float *p, const float *g, float *m, float *v, double lr, double beta1,
+                           double beta2, double eps, double weight_decay, int64_t step, int decoupled);
+    en_status (*sgd_step)(int64_t n, float *p, const float *g, float *buf /* or NULL */, double lr, double momentum,
+                          double weight_decay, int nesterov);
 
     /* kernels/convert.h, kernels/dequant.h */
     en_status (*widen)(enum en_dtype type, int64_t n, const uint16_t *x, float *y);

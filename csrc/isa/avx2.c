@@ -31,6 +31,7 @@ WORD vf v_min(vf a, vf b) { return _mm256_min_ps(a, b); }
 WORD vf v_max(vf a, vf b) { return _mm256_max_ps(a, b); }
 WORD vf v_fma(vf a, vf b, vf c) { return _mm256_fmadd_ps(a, b, c); }
 WORD vf v_fnma(vf a, vf b, vf c) { return _mm256_fnmadd_ps(a, b, c); }
+WORD vf v_mul_error(vf a, vf b, vf product) { return _mm256_fmsub_ps(a, b, product); }
 WORD vf v_sqrt(vf a) { return _mm256_sqrt_ps(a); }
 WORD vf v_abs(vf a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
 WORD vf v_neg(vf a) { return _mm256_xor_ps(a, _mm256_set1_ps(-0.0f)); }
@@ -101,6 +102,24 @@ WORD void v_store_bf16_n(uint16_t *p, vf a, int64_t n) {
 }
 WORD void v_store_f16_n(uint16_t *p, vf a, int64_t n) {
     store_u16_n(p, _mm256_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC), n);
+}
+
+typedef struct {
+    __m256d low, high;
+} vd;
+WORD __m256d low_half(vf a) { return _mm256_cvtps_pd(_mm256_castps256_ps128(a)); }
+WORD __m256d high_half(vf a) { return _mm256_cvtps_pd(_mm256_extractf128_ps(a, 1)); }
+WORD vd vd_zero(void) { return (vd){_mm256_setzero_pd(), _mm256_setzero_pd()}; }
+WORD vd vd_add(vd acc, vf a) {
+    return (vd){_mm256_add_pd(acc.low, low_half(a)), _mm256_add_pd(acc.high, high_half(a))};
+}
+WORD vd vd_fma(vd acc, vf a, vf b) {
+    return (vd){_mm256_fmadd_pd(low_half(a), low_half(b), acc.low), _mm256_fmadd_pd(high_half(a), high_half(b), acc.high)};
+}
+WORD double vd_sum(vd acc) {
+    __m256d s = _mm256_add_pd(acc.low, acc.high);
+    __m128d h = _mm_add_pd(_mm256_castpd256_pd128(s), _mm256_extractf128_pd(s, 1));
+    return _mm_cvtsd_f64(_mm_add_sd(h, _mm_unpackhi_pd(h, h)));
 }
 
 /* r[i] lane j <-> r[j] lane i */

@@ -27,6 +27,7 @@ WORD vf v_min(vf a, vf b) { return _mm512_min_ps(a, b); }
 WORD vf v_max(vf a, vf b) { return _mm512_max_ps(a, b); }
 WORD vf v_fma(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b, c); }
 WORD vf v_fnma(vf a, vf b, vf c) { return _mm512_fnmadd_ps(a, b, c); }
+WORD vf v_mul_error(vf a, vf b, vf product) { return _mm512_fmsub_ps(a, b, product); }
 WORD vf v_sqrt(vf a) { return _mm512_sqrt_ps(a); }
 WORD vf v_abs(vf a) { return _mm512_abs_ps(a); }
 WORD vf v_neg(vf a) { return _mm512_xor_ps(a, _mm512_set1_ps(-0.0f)); }
@@ -70,6 +71,20 @@ WORD void v_store_bf16_n(uint16_t *p, vf a, int64_t n) {
 WORD void v_store_f16_n(uint16_t *p, vf a, int64_t n) {
     _mm256_mask_storeu_epi16(p, first_lanes(n), _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
+
+typedef struct {
+    __m512d low, high;
+} vd;
+WORD __m512d low_half(vf a) { return _mm512_cvtps_pd(_mm512_castps512_ps256(a)); }
+WORD __m512d high_half(vf a) { return _mm512_cvtps_pd(_mm512_extractf32x8_ps(a, 1)); }
+WORD vd vd_zero(void) { return (vd){_mm512_setzero_pd(), _mm512_setzero_pd()}; }
+WORD vd vd_add(vd acc, vf a) {
+    return (vd){_mm512_add_pd(acc.low, low_half(a)), _mm512_add_pd(acc.high, high_half(a))};
+}
+WORD vd vd_fma(vd acc, vf a, vf b) {
+    return (vd){_mm512_fmadd_pd(low_half(a), low_half(b), acc.low), _mm512_fmadd_pd(high_half(a), high_half(b), acc.high)};
+}
+WORD double vd_sum(vd acc) { return _mm512_reduce_add_pd(_mm512_add_pd(acc.low, acc.high)); }
 
 /* r[i] lane j <-> r[j] lane i */
 WORD void v_transpose(vf r[VL]) {

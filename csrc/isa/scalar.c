@@ -38,6 +38,7 @@ WORD vf v_min(vf a, vf b) { return a < b ? a : b; }
 WORD vf v_max(vf a, vf b) { return a > b ? a : b; }
 WORD vf v_fma(vf a, vf b, vf c) { return a * b + c; }
 WORD vf v_fnma(vf a, vf b, vf c) { return c - a * b; }
+WORD vf v_mul_error(vf a, vf b, vf product) { return (vf)((double)a * b - product); }
 WORD vf v_sqrt(vf a) { return sqrtf(a); }
 WORD vf v_abs(vf a) { return fabsf(a); }
 WORD vf v_neg(vf a) { return v_from_bits(v_bits(a) ^ INT32_MIN); }
@@ -104,6 +105,12 @@ WORD void v_store_f16_n(uint16_t *p, vf a, int64_t n) {
     }
     if (n > 0) *p = (uint16_t)(sign | r);
 }
+
+typedef double vd;
+WORD vd vd_zero(void) { return 0; }
+WORD vd vd_add(vd acc, vf a) { return acc + a; }
+WORD vd vd_fma(vd acc, vf a, vf b) { return acc + (double)a * b; }
+WORD double vd_sum(vd acc) { return acc; }
 
 WORD void v_transpose(vf r[VL]) { (void)r; }
 

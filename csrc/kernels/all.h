@@ -6,4 +6,26 @@
 
 #include "gemm.h"
 
-#define EN_KERNELS .gemm = gemm
+#include "adamw.h"
+#include "convert.h"
+#include "dequant.h"
+#include "dropout.h"
+#include "elementwise.h"
+#include "embedding.h"
+#include "loss.h"
+#include "norm.h"
+#include "reduce.h"
+#include "rope.h"
+#include "softmax.h"
+#include "swiglu.h"
+
+#define EN_KERNELS                                                                                      \
+    .gemm = gemm,                                                                                       \
+    .copy = copy, .unary = unary, .unary_backward = unary_backward, .binary = binary, .add_inplace =    \
+    add_inplace, .scale_inplace = scale_inplace, .sum = sum, .sum_squares = sum_squares, .all_finite =  \
+    all_finite, .softmax = softmax, .softmax_backward = softmax_backward, .rms_norm = rms_norm,         \
+    .rms_norm_backward = rms_norm_backward, .layer_norm = layer_norm, .layer_norm_backward =            \
+    layer_norm_backward, .rope = rope, .swiglu = swiglu, .swiglu_backward = swiglu_backward, .embedding \
+    = embedding, .embedding_backward = embedding_backward, .cross_entropy = cross_entropy,              \
+    .cross_entropy_backward = cross_entropy_backward, .dropout = dropout, .adam_step = adam_step,       \
+    .sgd_step = sgd_step, .widen = widen, .narrow = narrow, .dequantize = dequantize

@@ -19,4 +19,22 @@ WORD vf v_exp(vf x) {
     return v_ldexp(v_add(v_fma(v_mul(r, r), p, r), v_set(1.0f)), n);
 }
 
+/* log x, within 1 ulp (2 without FMA): NaN below 0, -Inf at ±0, exact scaling of denormals. x = m·2^k with m in
+ * [√½, √2), f = m - 1, s = f / (2 + f): log m = f - s·(f - R), R = s²·(2/3 + 2/5 s² + ...). */
+WORD vf v_log(vf x) {
+    vm tiny = v_lt(x, v_set(0x1p-126f));
+    vi bits = v_bits(v_select(tiny, v_mul(x, v_set(0x1p25f)), x));
+    vi biased = vi_shr(vi_add(bits, vi_set(0x3f800000 - 0x3f3504f3)), 23); /* less the bits of √½ */
+    vf f = v_sub(v_from_bits(vi_sub(bits, vi_shl(vi_sub(biased, vi_set(127)), 23))), v_set(1.0f));
+    vf k = v_sub(v_from_int(biased), v_select(tiny, v_set(127 + 25), v_set(127)));
+    vf s = v_div(f, v_add(v_set(2.0f), f)), z = v_mul(s, s);
+    vf r = v_fma(v_set(0x1.c71c72p-3f), z, v_set(0x1.24924ap-2f));
+    r = v_mul(z, v_fma(v_fma(r, z, v_set(0x1.99999ap-2f)), z, v_set(0x1.555556p-1f)));
+    vf part = v_fnma(k, v_set(-0x1.bd0106p-13f), v_mul(s, v_sub(f, r)));
+    vf y = v_fma(k, v_set(0x1.63p-1f), v_sub(f, part));
+    y = v_select(v_eq(x, v_set(__builtin_inff())), x, y);
+    y = v_select(v_eq(x, v_zero()), v_set(-__builtin_inff()), y);
+    return v_select(v_lt(x, v_zero()), v_set(__builtin_nanf("")), v_select(v_nan(x), x, y));
+}
+
 #endif

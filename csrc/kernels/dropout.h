@@ -1,0 +1,58 @@
+/* Dropout with a counter-based generator: the mask is a function of seed, offset and the element's index alone, so the
+ * backward pass (the same call on the gradient) and any number of threads draw the same one.
+ *
+ * Philox4x32-10: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3" (2011). Key: the seed's low
+ * and high word. Counter: the 64 bits of offset + i / 4, then zeros. Element i takes word i % 4. */
+#ifndef EN_DROPOUT_H
+#define EN_DROPOUT_H
+
+#include "strided.h"
+
+enum { PHILOX_BLOCKS = 32 }; /* counters worked on side by side */
+
+/* word[k][j]: word k of counter `first` + j */
+static inline void philox(uint64_t seed, uint64_t first, uint32_t word[4][PHILOX_BLOCKS]) {
+    for (int j = 0; j < PHILOX_BLOCKS; j++) {
+        word[0][j] = (uint32_t)(first + (uint64_t)j);
+        word[1][j] = (uint32_t)((first + (uint64_t)j) >> 32);
+        word[2][j] = word[3][j] = 0;
+    }
+    uint32_t key0 = (uint32_t)seed, key1 = (uint32_t)(seed >> 32);
+    for (int round = 0; round < 10; round++, key0 += 0x9e3779b9u, key1 += 0xbb67ae85u)
+        for (int j = 0; j < PHILOX_BLOCKS; j++) {
+            uint64_t a = (uint64_t)word[0][j] * 0xd2511f53u, b = (uint64_t)word[2][j] * 0xcd9e8d57u;
+            word[0][j] = (uint32_t)(b >> 32) ^ word[1][j] ^ key0;
+            word[2][j] = (uint32_t)(a >> 32) ^ word[3][j] ^ key1;
+            word[1][j] = (uint32_t)b;
+            word[3][j] = (uint32_t)a;
+        }
+}
+
+struct dropout {
+    int64_t n;
+    const float *x;
+    uint64_t seed, offset, drop_below; /* an element goes where its word is below p·2^32 */
+    float scale;
+    float *y;
+};
+
+/* Index: group of 4·PHILOX_BLOCKS elements. */
+static void dropout_range(void *context, int64_t begin, int64_t end) {
+    const struct dropout *p = context;
+    uint32_t word[4][PHILOX_BLOCKS];
+    for (int64_t group = begin; group < end; group++) {
+        philox(p->seed, p->offset + (uint64_t)group * PHILOX_BLOCKS, word);
+        int64_t first = group * 4 * PHILOX_BLOCKS, n = least(4 * PHILOX_BLOCKS, p->n - first);
+        for (int64_t i = 0; i < n; i++)
+            p->y[first + i] = p->x[first + i] * (word[i % 4][i / 4] < p->drop_below ? 0 : p->scale);
+    }
+}
+
+static en_status dropout(int64_t n, const float *x, double p, uint64_t seed, uint64_t offset, float *y) {
+    struct dropout d = {n, x, seed, offset, (uint64_t)(p * 0x1p32), p < 1 ? (float)(1 / (1 - p)) : 0, y};
+    int64_t group = 4 * PHILOX_BLOCKS;
+    en_parallel_for((n + group - 1) / group, row_grain(GRAIN_EXP, group), dropout_range, &d);
+    return EN_OK;
+}
+
+#endif
