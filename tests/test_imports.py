@@ -18,10 +18,8 @@ ROWS = (
     ("tensor", "formats", "tokenizer"),
     ("ops",),
     ("nn", "optim", "data"),
-    ("generate",),
     ("models",),
-    ("train", "observe"),
-    ("quickstart",),
+    ("train", "generate", "observe"),
     ("cli",),
 )
 RANK = {room: rank for rank, rooms in enumerate(ROWS) for room in rooms}

@@ -48,7 +48,7 @@ def matmul(a: Tensor, b: Tensor) -> tuple[Array, Vjp]:
             db = unbroadcast(cpu.matmul(x, g, trans_a=True), sy).reshape(sb)
         return da, db
 
-    return product.reshape(*matrices[:-2], *sa[-2:-1], *(sb[-1:] if len(sb) > 1 else ())), vjp
+    return product.reshape((*matrices[:-2], *sa[-2:-1], *(sb[-1:] if len(sb) > 1 else ()))), vjp
 
 
 Lora = tuple[Tensor, Tensor, float] | tuple[Tensor, Tensor, float, Tensor]

@@ -13,7 +13,6 @@ from entrenar.errors import DTypeError, ShapeError
 from entrenar.ops._arrays import contiguous, normal_axes
 from entrenar.tensor import FLOAT32, Array, Tensor, Vjp, op
 
-
 _INDICES = (int, np.integer, builtins.slice, type(None), type(...))
 
 
@@ -51,7 +50,7 @@ def slice(x: Tensor, key: Any) -> tuple[Array, Vjp]:
     keys = key if isinstance(key, tuple) else (key,)
     for k in keys:
         if isinstance(k, bool) or not isinstance(k, _INDICES):
-            raise DTypeError(f"slice: an index of type {type(k).__name__}; give integers, slices, ... or None")
+            raise DTypeError(f"slice: an index of type {type(k).__name__}; give integers, slices, ..., None")
     try:
         out = np.asarray(x.data[keys])
     except (IndexError, ValueError) as error:

@@ -1,1 +1,0 @@
-"""The models served: what they are (`spec`, `arch`), how they are built, loaded and saved."""
