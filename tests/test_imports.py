@@ -18,8 +18,10 @@ ROWS = (
     ("tensor", "formats", "tokenizer"),
     ("ops",),
     ("nn", "optim", "data"),
+    ("generate",),
     ("models",),
-    ("train", "generate", "observe"),
+    ("train", "observe"),
+    ("quickstart",),
     ("cli",),
 )
 RANK = {room: rank for rank, rooms in enumerate(ROWS) for room in rooms}

@@ -95,11 +95,17 @@ def unary_backward(name, x, g):
     return dx
 
 
+cdef cnp.ndarray operand(object x, str op, str name):
+    """x as an f32 array; a number is one of no dimensions."""
+    return f32(np.asarray(x, np.float32) if isinstance(x, (int, float, np.floating)) else x, op, name)
+
+
 def binary(name, a, b):
-    """a add|sub|mul|div|pow b (f32, any strides) with NumPy's broadcasting. Raises ShapeError naming both shapes."""
+    """a add|sub|mul|div|pow b (f32 of any strides, or numbers) with NumPy's broadcasting. Raises ShapeError naming both
+    shapes."""
     cdef const en_kernels *k = kernels()
     cdef en_binary op = <en_binary>named(BINARY, name, "binary")
-    cdef cnp.ndarray pa = f32(a, name, "a"), pb = f32(b, name, "b")
+    cdef cnp.ndarray pa = operand(a, name, "a"), pb = operand(b, name, "b")
     cdef tuple shape = broadcast_shape(pa, pb, name)
     cdef cnp.ndarray y = empty(shape, cnp.NPY_FLOAT32, name)
     cdef en_view va, vb

@@ -103,6 +103,10 @@ class SafeTensors(Mapping[str, Array]):
     def __contains__(self, name: object) -> bool:
         return name in self.tensors
 
+    def array(self, name: str) -> Array:
+        """The same as ``self[name]``: `GGUF.array`'s counterpart."""
+        return self[name]
+
     def __getitem__(self, name: str) -> Array:
         """Raises KeyError for an unknown name, UnsupportedError for an element type that numpy does not
         have."""

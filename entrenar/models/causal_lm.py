@@ -1,0 +1,356 @@
+"""`CausalLM`: a decoder with its head, its tokenizer and, where one is attached, its adapter."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from os import PathLike
+from typing import Any, Literal
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from entrenar import ops
+from entrenar.errors import AdapterError, ConfigError, DataError, DTypeError, ShapeError
+from entrenar.generate import Generation, GenerationStream, SamplingConfig, generate
+from entrenar.models import memory
+from entrenar.models.build import build
+from entrenar.models.spec import ModelConfig, spec_of
+from entrenar.nn.cache import KVCache
+from entrenar.nn.layers import Linear
+from entrenar.nn.lora import LoraConfig, LowRank
+from entrenar.nn.module import Module
+from entrenar.tensor import Tensor, no_grad
+from entrenar.tokenizer import Tokenizer
+
+DTypeName = Literal["auto", "f32", "f16", "bf16"]
+DTYPES: dict[str, np.dtype[Any]] = {
+    "f32": np.dtype(np.float32),
+    "f16": np.dtype(np.float16),
+    "bf16": np.dtype(ml_dtypes.bfloat16),
+}
+IGNORE = -100  # a label that does not count, as in Hugging Face's trainers
+
+
+class CausalLM(Module):
+    """A language model of the Llama family.
+
+    Weights are `Tensor`s under Hugging Face's module paths. Those in f32 are trainable until `add_lora` freezes them;
+    those in 16 bit are frozen. Matrices may be f32, f16 or bf16; norms and biases are always f32, and so is all
+    arithmetic.
+
+    Attributes:
+        config: the `ModelConfig`. tokenizer: the `Tokenizer`, or None. adapter: the attached `LoraConfig`, or None.
+        source: the file or directory it was loaded from, or None.
+    """
+
+    def __init__(self, config: ModelConfig, weights: Any, tokenizer: Tokenizer | None = None) -> None:
+        """`weights(name, shape)` gives each weight as a Tensor; use `from_config` or `entrenar.load` instead."""
+        self.model, self.lm_head = build(spec_of(config), weights)
+        self.config = config
+        self.tokenizer = tokenizer
+        self.adapter: LoraConfig | None = None
+        self.source: str | None = None
+        self.training = True
+
+    @classmethod
+    def from_config(
+        cls, config: ModelConfig, seed: int = 0, dtype: DTypeName = "auto", quant: str | None = None
+    ) -> CausalLM:
+        """A model with random weights, made one tensor at a time.
+
+        Matrices are normal with ``config.initializer_range`` as standard deviation, divided by √(2·layers) where a
+        product ends in the residual stream (GPT-2's rule); norms are one, biases zero. The values depend on `seed`
+        and on each weight's place only.
+
+        Args:
+            dtype: type of the matrices; ``"auto"`` is f32, which alone can be trained.
+
+        Raises:
+            MemoryLimitError: the weights would not fit; ConfigError: `dtype` or `quant` is not served.
+        """
+        refuse_quant(quant)
+        storage = DTYPES["f32"] if dtype == "auto" else dtype_named(dtype)
+        shapes = config.parameter_shapes()
+        memory.require(
+            {name: math.prod(shape) * storage.itemsize for name, shape in shapes.items()},
+            f"a model of {config.num_parameters():,} parameters in {storage}",
+        )
+        places = {name: i for i, name in enumerate(shapes)}
+        residual = config.initializer_range / math.sqrt(2 * config.num_hidden_layers)
+
+        def random(name: str, shape: tuple[int, ...]) -> Tensor:
+            if len(shape) == 1:
+                value = np.full(shape, 0.0 if name.endswith(".bias") else 1.0, np.float32)
+                return Tensor(value, requires_grad=storage == np.float32)
+            rng = np.random.Generator(np.random.PCG64([seed, places[name]]))
+            values = rng.standard_normal(shape, np.float32)
+            into_residual = name.endswith(("o_proj.weight", "down_proj.weight"))
+            values *= np.float32(residual if into_residual else config.initializer_range)
+            return Tensor(values.astype(storage, copy=False), requires_grad=storage == np.float32)
+
+        return cls(config, random)
+
+    def __call__(self, ids: ArrayLike) -> Tensor:
+        """Logits (B, T, vocab) f32 of token ids (B, T), or (T,) for a batch of one."""
+        return self.lm_head(self.model(as_ids(ids)))
+
+    def loss(
+        self,
+        ids: ArrayLike,
+        labels: ArrayLike | None = None,
+        denominator: float | None = None,
+        starts: NDArray[np.int32] | None = None,
+    ) -> Tensor:
+        """Cross-entropy of each next token, in nats a token, as a scalar.
+
+        Args:
+            ids: (B, T) token ids. labels: (B, T), by default `ids`: position t's label is what position t - 1 should
+                predict (the shift happens here), and -100 does not count.
+            denominator: divides the sum of losses; by default the number of labels that count.
+            starts: (B, T) int32, the first position each token may see (packed sequences).
+
+        Raises:
+            DataError: no label counts. ShapeError: `labels` has another shape than `ids`.
+        """
+        ids = as_ids(ids)
+        labels = ids if labels is None else as_ids(labels)
+        if labels.shape != ids.shape:
+            raise ShapeError(f"loss: labels {labels.shape} and ids {ids.shape} differ")
+        batch, tokens = ids.shape
+        targets = np.full((batch, tokens), IGNORE, np.int64)
+        targets[:, :-1] = labels[:, 1:]
+        rows = np.flatnonzero(targets != IGNORE)
+        if rows.size == 0:
+            raise DataError("loss: every label is masked (-100) or the sequences have a single token; nothing to learn")
+        hidden = self.model(ids, starts).reshape(batch * tokens, self.config.hidden_size)
+        if rows.size < batch * tokens:
+            hidden = ops.embedding(hidden, rows)  # masked rows never reach the head
+        return ops.cross_entropy(self.lm_head(hidden), targets.reshape(-1)[rows], denominator=denominator)
+
+    # ---- parameters -----------------------------------------------------------------------------------------------
+
+    def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
+        """The trainable weights under Hugging Face's and PEFT's paths (``….q_proj.lora_A.weight``)."""
+        yield from ((name, weight) for name, weight in self.named_weights() if weight.requires_grad)
+        for path, linear in self.linears():
+            if linear.lora is not None and linear.lora.a.requires_grad:
+                yield f"{path}.lora_A.weight", linear.lora.a
+                yield f"{path}.lora_B.weight", linear.lora.b
+
+    def parameters(self) -> list[Tensor]:
+        """The trainable weights."""
+        return [weight for _, weight in self.named_parameters()]
+
+    def linears(self) -> Iterator[tuple[str, Linear]]:
+        """Every linear layer with its path, the head included."""
+        for path, module in self.named_modules():
+            if isinstance(module, Linear):
+                yield path, module
+
+    def train(self, mode: bool = True) -> CausalLM:
+        """Lets dropout act (or not); returns the model."""
+        self.training = mode
+        for _, linear in self.linears():
+            if linear.lora is not None:
+                linear.lora.training = mode
+        return self
+
+    def eval(self) -> CausalLM:
+        """The same as ``train(False)``."""
+        return self.train(False)
+
+    # ---- adapters -------------------------------------------------------------------------------------------------
+
+    def add_lora(self, config: LoraConfig, seed: int = 0) -> CausalLM:
+        """Freezes the weights and gives the selected linear layers a trainable adapter that changes nothing yet.
+
+        Raises:
+            AdapterError: an adapter is attached already, or no layer is selected (the error lists the names).
+        """
+        factors = {}
+        for index, (path, linear) in enumerate(self._selected(config)):
+            out, in_ = linear.weight.shape
+            rng = np.random.Generator(np.random.PCG64([seed, index]))
+            factors[path] = LowRank.init(
+                out, in_, config.rank_of(path), config.scale_of(path), config.lora_dropout, rng
+            )
+        self.attach(config, factors)
+        return self
+
+    def attach(self, config: LoraConfig, factors: dict[str, LowRank]) -> None:
+        """Puts factors, by linear layer's path, in place and freezes the other weights."""
+        if self.adapter is not None:
+            raise AdapterError("the model has an adapter already; merge_adapter() or unload_adapter() first")
+        for _, weight in self.named_weights():
+            weight.requires_grad = False
+        for path, linear in self.linears():
+            linear.lora = factors.get(path)
+        self.adapter = config
+        self.train(self.training)
+
+    def _selected(self, config: LoraConfig) -> list[tuple[str, Linear]]:
+        chosen = [(path, linear) for path, linear in self.linears() if config.selects(path)]
+        names = sorted({path.rpartition(".")[2] for path, _ in self.linears()})
+        if not chosen:
+            raise AdapterError(
+                f"target_modules {config.target_modules!r} selects no linear layer; the model has {', '.join(names)}"
+            )
+        if isinstance(config.target_modules, tuple):
+            for target in config.target_modules:
+                if not any(path == target or path.endswith(f".{target}") for path, _ in chosen):
+                    raise AdapterError(
+                        f"target_modules: no linear layer is named {target!r}; the model has {', '.join(names)}"
+                    )
+        return chosen
+
+    def unload_adapter(self) -> None:
+        """Takes the adapter off; the base model stays as it was."""
+        for _, linear in self.linears():
+            linear.lora = None
+        self.adapter = None
+
+    def merge_adapter(self) -> dict[str, LowRank]:
+        """Adds the adapter into the weights and takes it off.
+
+        A 16-bit weight is added to in f32 and rounded once.
+
+        Returns:
+            The factors by path, for `unmerge_adapter`.
+
+        Raises:
+            AdapterError: no adapter is attached, or it changes a head that is tied to the embedding.
+        """
+        merged = self._factors()
+        if self.config.tie_word_embeddings and "lm_head" in merged:
+            raise AdapterError("the adapter changes lm_head, which is tied to the embedding; it can't be merged")
+        self._add(merged, +1)
+        self.unload_adapter()
+        return merged
+
+    def unmerge_adapter(self, config: LoraConfig, factors: dict[str, LowRank]) -> None:
+        """Subtracts what `merge_adapter` added, to within one rounding of the weights' type, and attaches it again."""
+        self._add(factors, -1)
+        self.attach(config, factors)
+
+    def _factors(self) -> dict[str, LowRank]:
+        if self.adapter is None:
+            raise AdapterError("the model has no adapter")
+        return {path: linear.lora for path, linear in self.linears() if linear.lora is not None}
+
+    def _add(self, factors: dict[str, LowRank], sign: int) -> None:
+        for path, linear in self.linears():
+            if path in factors:
+                weight = linear.weight.data
+                delta = factors[path].delta()
+                delta *= np.float32(sign)
+                delta += weight.astype(np.float32, copy=False)
+                linear.weight.data = delta.astype(weight.dtype, copy=False)
+
+    def save_adapter(self, path: str | PathLike[str]) -> None:
+        """Writes the adapter as a directory in PEFT's format."""
+        from entrenar.models.adapter import save_adapter
+
+        save_adapter(self, self._factors(), path)
+
+    def load_adapter(self, path: str | PathLike[str], trainable: bool = False) -> None:
+        """Attaches an adapter from a directory in PEFT's format.
+
+        Raises:
+            FormatError: the files are damaged; AdapterError: the adapter is of another model or kind.
+        """
+        from entrenar.models.adapter import load_adapter
+
+        config, factors = load_adapter(self, path, trainable)
+        self.attach(config, factors)
+
+    # ---- files and text -------------------------------------------------------------------------------------------
+
+    def save(self, path: str | PathLike[str], quant: str | None = None, dtype: DTypeName = "auto") -> None:
+        """Writes the model: ``*.gguf`` as GGUF, anything else as a Hugging Face directory. Atomic.
+
+        Args:
+            dtype: type of the matrices in the file; ``"auto"`` keeps each as it is in memory.
+
+        Raises:
+            AdapterError: an adapter is attached; ConfigError: `dtype` or `quant` is not served.
+        """
+        from entrenar.models.save import save
+
+        refuse_quant(quant)
+        if self.adapter is not None:
+            raise AdapterError("an adapter is attached: merge_adapter() first, or save_adapter() to keep it apart")
+        save(self, path, None if dtype == "auto" else dtype_named(dtype))
+
+    def next_logits(self, ids: NDArray[np.int64], cache: KVCache) -> NDArray[np.float32]:
+        """Logits (vocab,) after the last of ids (1, T), which follow what the cache holds and are added to it."""
+        with no_grad():
+            hidden = self.model(ids, cache=cache)
+            logits: NDArray[np.float32] = self.lm_head(hidden[:, -1]).data[0]
+        return logits
+
+    def new_cache(self, capacity: int) -> KVCache:
+        """An empty cache for one sequence of up to `capacity` tokens."""
+        c = self.config
+        return KVCache(c.num_hidden_layers, 1, capacity, c.kv_heads, c.head_size)
+
+    def generate(
+        self,
+        prompt: str | Sequence[int] | NDArray[np.integer[Any]],
+        max_new_tokens: int = 128,
+        *,
+        stop: str | Iterable[str] = (),
+        stream: bool = False,
+        **sampling: Any,
+    ) -> Generation | GenerationStream:
+        """Continues a prompt (text, or token ids as they are).
+
+        Args:
+            stop: strings that end the text, themselves left out. stream: yield pieces of text as they come instead.
+            sampling: fields of `generate.SamplingConfig`: temperature, top_k, top_p, min_p, repetition_penalty, seed.
+
+        Returns:
+            A `Generation` with ``.text`` and ``.ids`` (the new tokens); with `stream`, an iterator of text whose
+            ``.result`` is that, once it ends.
+        """
+        stops = (stop,) if isinstance(stop, str) else tuple(stop)
+        pieces = generate(self, prompt, max_new_tokens, SamplingConfig.of(sampling), stops)
+        return pieces if stream else pieces.drain()
+
+
+def count_parameters(model: CausalLM | ModelConfig, trainable_only: bool = True) -> int:
+    """Number of trainable weights of a model (all with ``trainable_only=False``), or of all weights of a config."""
+    if isinstance(model, ModelConfig):
+        return model.num_parameters()
+    if trainable_only:
+        return sum(weight.data.size for weight in model.parameters())
+    adapter = sum(f.a.data.size + f.b.data.size for _, lin in model.linears() if (f := lin.lora) is not None)
+    return sum(weight.data.size for _, weight in model.named_weights()) + adapter
+
+
+def as_ids(ids: ArrayLike) -> NDArray[np.int64]:
+    """Token ids as a (B, T) int64 array; one sequence becomes a batch of one.
+
+    Raises:
+        DTypeError: not integers; ShapeError: empty, or of other than one or two dimensions.
+    """
+    array = np.asarray(ids)
+    if array.size == 0 or array.ndim not in (1, 2):
+        raise ShapeError(f"token ids have shape {array.shape}; expected (T,) or (B, T) with at least one token")
+    if array.dtype.kind not in "iu":
+        raise DTypeError(f"token ids are {array.dtype}; expected integers")
+    return np.atleast_2d(array).astype(np.int64, copy=False)
+
+
+def dtype_named(name: str) -> np.dtype[Any]:
+    if name not in DTYPES:
+        raise ConfigError("dtype", f"{name!r} is not one of auto, {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def refuse_quant(quant: str | None) -> None:
+    """This version keeps weights in 32 or 16 bit; the argument has its place in the public surface."""
+    if quant is not None:
+        raise ConfigError("quant", f"{quant!r}: this version keeps weights in 32 or 16 bit; leave quant as None")
+

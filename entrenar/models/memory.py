@@ -1,0 +1,47 @@
+"""What a model will take in memory, and what there is: asked before anything is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from entrenar.errors import MemoryLimitError
+
+
+def available_bytes() -> int:
+    """Bytes that can still be allocated: the system's estimate, or what the control group leaves if that is less."""
+    info = Path("/proc/meminfo").read_text()
+    free = next(int(line.split()[1]) * 1024 for line in info.splitlines() if line.startswith("MemAvailable"))
+    for limit, used in (
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ):
+        try:
+            text = Path(limit).read_text().strip()
+            if text != "max":
+                free = min(free, int(text) - int(Path(used).read_text()))
+        except OSError:
+            continue  # this control group version is not mounted
+    return max(free, 0)
+
+
+def require(sizes: Mapping[str, int], what: str) -> None:
+    """Refuses what does not fit.
+
+    Args:
+        sizes: weight -> bytes it will take; what: names the model in the message.
+
+    Raises:
+        MemoryLimitError: the weights need more than is available; the message gives both numbers.
+    """
+    needed, free = sum(sizes.values()), available_bytes()
+    if needed > free:
+        raise MemoryLimitError(
+            f"{what} needs {gigabytes(needed)} for its weights alone and {gigabytes(free)} are available; "
+            "close other programs, or use a smaller model or a 16-bit type"
+        )
+
+
+def gigabytes(size: int) -> str:
+    """Bytes as text in units of 10^9."""
+    return f"{size / 1e9:,.2f} GB"

@@ -1,0 +1,126 @@
+"""LoRA (arXiv 2106.09685): which layers get an adapter, with which rank and scale, and the two factors themselves."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from entrenar import ops
+from entrenar.errors import ConfigError
+from entrenar.tensor import Tensor
+
+MAX_RANK = 512
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """An adapter's settings, under PEFT's names and with PEFT's meanings.
+
+    Args:
+        r: rank, 1 to 512. lora_alpha: the product is scaled by alpha/r, or alpha/√r with `use_rslora`.
+        lora_dropout: chance that an element of the adapter's input is dropped while training.
+        target_modules: ``"all-linear"`` (all but the head), a list of module names or path endings, a regular
+            expression that must match the whole path, or None for q_proj and v_proj (qkv_proj where fused).
+        rank_pattern, alpha_pattern: path ending or regular expression -> value that replaces r or lora_alpha there.
+
+    Raises:
+        ConfigError: a value is impossible.
+    """
+
+    r: int = 8
+    lora_alpha: float = 8
+    lora_dropout: float = 0.0
+    target_modules: str | tuple[str, ...] | list[str] | None = None
+    use_rslora: bool = False
+    rank_pattern: Mapping[str, int] = field(default_factory=dict)
+    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, rank in [("r", self.r), *((f"rank_pattern.{k}", v) for k, v in self.rank_pattern.items())]:
+            if not isinstance(rank, int) or isinstance(rank, bool) or not 1 <= rank <= MAX_RANK:
+                raise ConfigError(name, f"{rank!r} is not a rank from 1 to {MAX_RANK}")
+        alphas = [("lora_alpha", self.lora_alpha), *((f"alpha_pattern.{k}", v) for k, v in self.alpha_pattern.items())]
+        for name, alpha in alphas:
+            if not isinstance(alpha, int | float) or not math.isfinite(alpha) or alpha <= 0:
+                raise ConfigError(name, f"{alpha!r} is not a positive number")
+        if not 0 <= self.lora_dropout < 1:
+            raise ConfigError("lora_dropout", f"{self.lora_dropout!r} is not in [0, 1)")
+        if isinstance(self.target_modules, str):
+            _compile("target_modules", self.target_modules)
+        elif self.target_modules is not None:
+            object.__setattr__(self, "target_modules", tuple(self.target_modules))
+            if not self.target_modules:
+                raise ConfigError("target_modules", "is empty; name modules, or say 'all-linear'")
+        for name, pattern in (("rank_pattern", self.rank_pattern), ("alpha_pattern", self.alpha_pattern)):
+            for key in pattern:
+                _compile(name, key)
+
+    def selects(self, path: str) -> bool:
+        """Whether the linear layer at this module path gets an adapter."""
+        targets = self.target_modules
+        if targets is None:
+            return path.endswith((".q_proj", ".v_proj", ".qkv_proj"))
+        if targets == "all-linear":
+            return path != "lm_head"
+        if isinstance(targets, str):
+            return re.fullmatch(targets, path) is not None
+        return any(path == t or path.endswith(f".{t}") for t in targets)
+
+    def rank_of(self, path: str) -> int:
+        return int(_matching(self.rank_pattern, path, self.r))
+
+    def scale_of(self, path: str) -> float:
+        alpha, rank = _matching(self.alpha_pattern, path, self.lora_alpha), self.rank_of(path)
+        return alpha / (math.sqrt(rank) if self.use_rslora else rank)
+
+
+def _compile(name: str, pattern: str) -> None:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ConfigError(name, f"{pattern!r} is not a regular expression: {error}") from error
+
+
+def _matching(patterns: Mapping[str, float], path: str, default: float) -> float:
+    """The value of the first pattern that matches the path's end at a dot, as PEFT does."""
+    for pattern, value in patterns.items():
+        if re.match(rf"(.*\.)?({pattern})$", path):
+            return value
+    return default
+
+
+
+
+class LowRank:
+    """The adapter of one linear layer: scale · (dropout(x) · Aᵀ) · Bᵀ, with A (r, in) and B (out, r) in f32."""
+
+    def __init__(self, a: Tensor, b: Tensor, scale: float, dropout: float) -> None:
+        self.a = a
+        self.b = b
+        self.scale = scale
+        self.dropout = dropout
+        self.training = True
+
+    @classmethod
+    def init(cls, out: int, in_: int, rank: int, scale: float, dropout: float, rng: np.random.Generator) -> LowRank:
+        """A uniform in ±1/√in (Kaiming with a = √5, as PEFT), B zero: the layer starts as it was."""
+        a = (rng.random((rank, in_), dtype=np.float32) * 2 - 1) * np.float32(1 / math.sqrt(in_))
+        b = np.zeros((out, rank), np.float32)
+        return cls(Tensor(a, requires_grad=True), Tensor(b, requires_grad=True), scale, dropout)
+
+    def operands(self, x: Tensor) -> tuple[Any, ...]:
+        """What `ops.linear` takes as ``lora``: the factors, the scale and, while dropout acts, its input."""
+        if self.training and self.dropout > 0:
+            return self.a, self.b, self.scale, ops.dropout(x, self.dropout)
+        return self.a, self.b, self.scale
+
+    def delta(self) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """scale · B·A, (out, in) f32: what merging adds to the weight."""
+        with_scale: np.ndarray[Any, np.dtype[np.float32]] = self.b.backend.matmul(self.b.data, self.a.data)
+        with_scale *= np.float32(self.scale)
+        return with_scale
