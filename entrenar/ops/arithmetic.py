@@ -8,7 +8,7 @@ import numpy as np
 
 from entrenar.backend import cpu
 from entrenar.ops._arrays import contiguous, normal_axes, unbroadcast
-from entrenar.tensor import Array, Tensor, Vjp, op
+from entrenar.tensor import FLOAT32, Array, Tensor, Vjp, op
 
 
 @op(method="__add__", reflected="__radd__")
@@ -87,7 +87,7 @@ def pow(a: Tensor, b: Tensor) -> tuple[Array, Vjp]:
     def vjp(g: Array) -> tuple[Array | None, ...]:
         da = db = None
         if need_a:
-            slope = cpu.binary("mul", y, cpu.binary("pow", x, cpu.binary("sub", y, np.float32(1))))
+            slope = cpu.binary("mul", y, cpu.binary("pow", x, cpu.binary("sub", y, np.array(1, FLOAT32))))
             slope[np.broadcast_to(y == 0, slope.shape)] = 0
             da = unbroadcast(cpu.binary("mul", g, slope), x.shape)
         if need_b:
@@ -124,6 +124,6 @@ def _reduce(
 
     def vjp(g: Array) -> tuple[Array]:
         g = g.reshape(kept)
-        return (np.broadcast_to(g if scale == 1 else cpu.binary("mul", g, np.float32(scale)), shape),)
+        return (np.broadcast_to(g if scale == 1 else cpu.binary("mul", g, np.array(scale, FLOAT32)), shape),)
 
     return out, vjp

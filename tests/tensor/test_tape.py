@@ -16,7 +16,8 @@ from entrenar import ops
 from entrenar.errors import DTypeError, GraphError, ShapeError
 from entrenar.tensor import OPS, Tensor, no_grad, op
 
-pytestmark = pytest.mark.tier1
+tier1 = pytest.mark.tier1
+tier2 = pytest.mark.tier2
 
 
 def leaf(*values: float) -> Tensor:
@@ -30,6 +31,7 @@ def grad(x: Tensor) -> list[float]:
 # ---- shared nodes
 
 
+@tier1
 def test_a_tensor_used_twice_in_one_operation() -> None:
     x = leaf(3, -2)
     (x * x).sum().backward()
@@ -42,6 +44,7 @@ def test_a_tensor_used_twice_in_one_operation() -> None:
     assert grad(z) == [0, 0]
 
 
+@tier1
 def test_diamond_and_residual() -> None:
     x = leaf(2, 5)
     h = x * 3
@@ -50,6 +53,7 @@ def test_diamond_and_residual() -> None:
     assert grad(x) == [(2 * 6 + 1) * 3 + 1, (2 * 15 + 1) * 3 + 1]
 
 
+@tier1
 def test_gradients_of_operands_that_share_one_array_stay_apart() -> None:
     """add hands its g to both operands; what is added to one must not show in the other."""
     a, b = leaf(1, 1), leaf(2, 2)
@@ -61,6 +65,7 @@ def test_gradients_of_operands_that_share_one_array_stay_apart() -> None:
     assert not np.shares_memory(a.grad.data, b.grad.data)
 
 
+@tier1
 def test_interior_nodes_that_share_one_gradient_stay_apart() -> None:
     x, y = leaf(1, 2), leaf(3, 4)
     u, v = x * 2, y * 3
@@ -71,6 +76,7 @@ def test_interior_nodes_that_share_one_gradient_stay_apart() -> None:
     assert grad(y) == [3, 3]
 
 
+@tier1
 def test_the_gradient_given_is_neither_kept_nor_written() -> None:
     x, g = leaf(1, 2), np.array([1, 10], np.float32)
     for _ in range(2):
@@ -82,6 +88,7 @@ def test_the_gradient_given_is_neither_kept_nor_written() -> None:
     assert g.tolist() == [1, 10]
 
 
+@tier1
 def test_gradients_accumulate_over_graphs() -> None:
     x = leaf(1, 2)
     for scale in (1.0, 10.0, 100.0):
@@ -97,6 +104,7 @@ def programs(draw: st.DrawFn) -> list[tuple[str, int, int]]:
     return [draw(st.tuples(names, st.integers(0, i + 1), st.integers(0, i + 1))) for i in range(n)]
 
 
+@tier2
 @settings(max_examples=80, deadline=None)
 @given(programs())
 def test_any_graph_of_shared_nodes_equals_forward_mode(program: list[tuple[str, int, int]]) -> None:
@@ -119,6 +127,7 @@ def test_any_graph_of_shared_nodes_equals_forward_mode(program: list[tuple[str, 
 # ---- depth
 
 
+@tier2
 def test_a_chain_of_50000_operations_runs_back_and_is_freed() -> None:
     x = leaf(1, 2)
     y = x
@@ -128,6 +137,7 @@ def test_a_chain_of_50000_operations_runs_back_and_is_freed() -> None:
     assert grad(x) == [1, 1]
 
 
+@tier2
 def test_a_chain_of_50000_operations_is_freed_without_backward() -> None:
     y = leaf(1)
     for _ in range(50_000):
@@ -137,6 +147,7 @@ def test_a_chain_of_50000_operations_is_freed_without_backward() -> None:
     assert node() is None
 
 
+@tier1
 def test_a_deep_ladder_of_diamonds_is_linear_work() -> None:
     x = leaf(1)
     y = x
@@ -149,6 +160,7 @@ def test_a_deep_ladder_of_diamonds_is_linear_work() -> None:
 # ---- memory
 
 
+@tier1
 def test_the_tape_needs_no_garbage_collector() -> None:
     gc.disable()
     try:
@@ -165,6 +177,7 @@ def test_the_tape_needs_no_garbage_collector() -> None:
         gc.enable()
 
 
+@tier1
 def test_backward_frees_what_it_has_passed() -> None:
     x = Tensor(np.zeros((1000, 100)), requires_grad=True)  # 400 kB
     y = x
@@ -184,6 +197,7 @@ def test_backward_frees_what_it_has_passed() -> None:
 # ---- what is refused
 
 
+@tier1
 def test_a_second_backward_is_refused_and_changes_nothing() -> None:
     x = leaf(1, 2)
     loss = (x * x).sum()
@@ -193,6 +207,7 @@ def test_a_second_backward_is_refused_and_changes_nothing() -> None:
     assert grad(x) == [2, 4]
 
 
+@tier1
 def test_backward_through_a_part_that_was_freed_is_refused_before_it_changes_anything() -> None:
     x, w = leaf(1, 2), leaf(5, 5)
     trunk = x * x
@@ -204,6 +219,7 @@ def test_backward_through_a_part_that_was_freed_is_refused_before_it_changes_any
     assert w.grad is None
 
 
+@tier1
 def test_a_leaf_written_in_place_is_refused_before_anything_changes() -> None:
     x, w = leaf(1, 2), leaf(5, 5)
     loss = (x * w * w).sum()
@@ -217,6 +233,7 @@ def test_a_leaf_written_in_place_is_refused_before_anything_changes() -> None:
     assert grad(x) == [10, 10]
 
 
+@tier1
 def test_data_that_is_replaced_does_not_change_a_gradient() -> None:
     x, w = leaf(1, 2), leaf(5, 5)
     loss = (x * w).sum()
@@ -225,6 +242,7 @@ def test_data_that_is_replaced_does_not_change_a_gradient() -> None:
     assert grad(x) == [5, 5]
 
 
+@tier1
 def test_results_on_the_tape_are_read_only_and_others_are_not() -> None:
     x = leaf(1, 2)
     y = ops.exp(x)
@@ -237,6 +255,7 @@ def test_results_on_the_tape_are_read_only_and_others_are_not() -> None:
     assert x.numpy().flags.writeable
 
 
+@tier1
 def test_what_needs_no_gradient_has_none() -> None:
     with pytest.raises(GraphError, match="requires a gradient"):
         Tensor([1.0]).backward()
@@ -247,6 +266,7 @@ def test_what_needs_no_gradient_has_none() -> None:
     assert not (frozen * 2).requires_grad
 
 
+@tier1
 def test_the_gradient_given_must_fit() -> None:
     y = leaf(1, 2) * 2
     with pytest.raises(ShapeError, match=r"\(2,\) needs a grad"):
@@ -257,6 +277,7 @@ def test_the_gradient_given_must_fit() -> None:
         y.backward(np.ones(2, np.float16))
 
 
+@tier1
 def test_detach_stops_the_gradient() -> None:
     x = leaf(3)
     (x * (x * 2).detach()).sum().backward()
@@ -266,6 +287,7 @@ def test_detach_stops_the_gradient() -> None:
 # ---- no_grad
 
 
+@tier1
 def test_no_grad_is_a_block_and_a_decorator() -> None:
     x = leaf(1)
     with no_grad():
@@ -284,6 +306,7 @@ def test_no_grad_is_a_block_and_a_decorator() -> None:
     assert double.__name__ == "double"
 
 
+@tier1
 def test_no_grad_ends_with_an_exception() -> None:
     x = leaf(1)
     with pytest.raises(ZeroDivisionError), no_grad():
@@ -291,6 +314,7 @@ def test_no_grad_ends_with_an_exception() -> None:
     assert (x * 2).requires_grad
 
 
+@tier1
 def test_no_grad_holds_for_its_thread_only() -> None:
     x, seen = leaf(1), []
     thread = threading.Thread(target=lambda: seen.append((x * 2).requires_grad))
@@ -300,6 +324,7 @@ def test_no_grad_holds_for_its_thread_only() -> None:
     assert seen == [True]
 
 
+@tier1
 def test_threads_build_and_run_their_own_graphs() -> None:
     def work(out: list[float]) -> None:
         x = leaf(2)
@@ -319,6 +344,7 @@ def test_threads_build_and_run_their_own_graphs() -> None:
 # ---- new operations
 
 
+@tier1
 def test_an_operation_of_ones_own() -> None:
     try:
 
