@@ -1,0 +1,60 @@
+"""``entrenar inspect``: what a file or directory holds, in words and a table; exit code 1 where it is malformed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from entrenar.cli.output import note, print_json, size
+from entrenar.cli.settings import option, positional
+from entrenar.formats.describe import Description, describe
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """Say what a GGUF or safetensors file, a model, adapter or checkpoint directory holds, without loading it.
+
+    Exit code 0 where it is well formed, 1 where not; then the last line says why and where.
+    """
+
+    path: str = positional("the file or directory")
+    tensors: bool = option(True, "list every tensor")
+    json: bool = option(False, "print one JSON object instead of text")
+
+    def run(self) -> int:
+        found = describe(self.path)
+        if self.json:
+            print_json(found.as_dict())
+        elif found.ok:
+            show(found, self.tensors)
+        if found.error is not None:
+            note(f"entrenar inspect: {found.error}")
+        return 0 if found.ok else 1
+
+
+def show(found: Description, tensors: bool) -> None:
+    """The description as text on stdout. Names come from the file, so control characters are made visible."""
+    version = f" version {found.version}" if found.version is not None else ""
+    print(f"{printable(found.path)}: {found.kind}{version}, well formed")
+    print(f"{found.parameters:,} parameters in {len(found.tensors):,} tensors, {size(found.total_bytes)} on disk")
+    for name, kind in found.types.items():
+        print(f"  {name}: {kind['parameters']:,} parameters in {kind['tensors']:,} tensors, {size(kind['bytes'])}")
+    if found.metadata:
+        print("\nmetadata")
+        _table([(key, str(value)) for key, value in found.metadata.items()])
+    if tensors and found.tensors:
+        print("\ntensors (shape: rows first, as in NumPy)")
+        _table([(row.name, " × ".join(map(str, row.shape)), row.type, size(row.nbytes)) for row in found.tensors])
+    for problem in found.problems:
+        print(f"\nbut: {printable(problem)}")
+
+
+def _table(rows: list[tuple[str, ...]]) -> None:
+    cells = [[printable(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for row in cells:
+        print("  " + "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def printable(text: str) -> str:
+    """`text` with everything that could move a terminal's cursor escaped, on one line."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)

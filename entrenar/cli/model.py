@@ -1,0 +1,55 @@
+"""Settings and steps that the commands working with a model share: loading one, and how the next token is chosen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from entrenar.cli.settings import option, required
+from entrenar.errors import UsageError
+from entrenar.generate import SamplingConfig
+from entrenar.models.causal_lm import CausalLM
+from entrenar.models.load import load
+from entrenar.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSettings:
+    """Which model, with which adapter."""
+
+    model: str = required("a GGUF file or a Hugging Face directory")
+    adapter: str | None = option(None, "an adapter for it: a directory in PEFT's format")
+    dtype: Literal["auto", "f32", "f16", "bf16"] = option("auto", "type of the matrices; auto keeps the file's")
+
+    def load(self) -> CausalLM:
+        """The model with its adapter attached."""
+        model = load(self.model, dtype=self.dtype)
+        if self.adapter is not None:
+            model.load_adapter(self.adapter)
+        return model
+
+
+def tokenizer_of(model: CausalLM, path: str) -> Tokenizer:
+    """The model's tokenizer; a model without one can't read words."""
+    if model.tokenizer is None:
+        raise UsageError(f"{path} has no tokenizer (tokenizer.json), so it can't read or write text")
+    return model.tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingSettings:
+    """How text is continued."""
+
+    max_new_tokens: int = option(256, "stop after this many tokens")
+    temperature: float = option(SamplingConfig.temperature, "0 takes the likeliest token; 1 the model's own odds")
+    top_k: int = option(SamplingConfig.top_k, "choose among the k likeliest tokens only; 0: all")
+    top_p: float = option(SamplingConfig.top_p, "choose among the likeliest tokens that add up to this probability")
+    min_p: float = option(SamplingConfig.min_p, "drop tokens less likely than this share of the likeliest one's")
+    repetition_penalty: float = option(SamplingConfig.repetition_penalty, "above 1: avoid tokens seen already")
+    seed: int | None = option(SamplingConfig.seed, "of the random choice; by default a new one each time")
+    stop: tuple[str, ...] = option((), "end the text before any of these strings")
+
+    def sampling(self) -> dict[str, Any]:
+        """The keyword arguments of `CausalLM.generate`."""
+        names = (*SamplingConfig.__dataclass_fields__, "max_new_tokens", "stop")
+        return {name: getattr(self, name) for name in names}

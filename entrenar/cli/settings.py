@@ -1,0 +1,216 @@
+"""A command's settings: one frozen dataclass, filled from its defaults, a TOML file, and the command line.
+
+The dataclass is the only source of names, types, defaults and help texts. Flags (``--seq-len 64``), overrides
+(``seq_len=64``) and the file's keys (``seq_len = 64``) all become words per field here; the words that win are then
+read as the fields' types, and the help screen is made, by `tyro`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import io
+import re
+import tomllib
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from entrenar.errors import ConfigError, UsageError
+
+T = TypeVar("T")
+Words = dict[str, list[str]]  # field -> the words given for it
+
+
+def option(default: Any, help: str) -> Any:
+    """A setting with a default."""
+    return field(default=default, metadata={"help": help})
+
+
+def required(help: str) -> Any:
+    """A setting that must be given."""
+    return field(metadata={"help": help})
+
+
+def positional(help: str) -> Any:
+    """A setting that must be given and needs no flag."""
+    return field(metadata={"help": help, "positional": True})
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the reader of words has to know of a field: does it take one word, many, or none."""
+
+    name: str
+    help: str
+    many: bool = False
+    switch: bool = False
+    positional: bool = False
+    required: bool = False
+
+    @property
+    def flag(self) -> str:
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def spelling(self) -> str:
+        return self.name.upper() if self.positional else self.flag
+
+
+CONFIG = Setting("config", "a TOML file of settings")
+
+
+def settings_of(command: type) -> dict[str, Setting]:
+    """Name -> setting, in the order of the fields."""
+    kinds = typing.get_type_hints(command)
+    return {
+        f.name: Setting(
+            f.name,
+            f.metadata.get("help", ""),
+            many=typing.get_origin(kinds[f.name]) in (tuple, list),
+            switch=kinds[f.name] is bool,
+            positional=f.metadata.get("positional", False),
+            required=f.default is MISSING and f.default_factory is MISSING,
+        )
+        for f in fields(command)
+    }
+
+
+def parse(command: type[T], args: Sequence[str], prog: str) -> T | None:
+    """The settings of a command line, or None where it asked for help, which is printed.
+
+    Precedence: default < file of ``--config`` < flag or ``key=value``; of two flags the later one holds.
+
+    Raises:
+        UsageError: an unknown name (the error tells the nearest known one), a value of the wrong type, or a required
+            setting that is missing.
+    """
+    known = settings_of(command)
+    if any(word in ("-h", "--help") for word in args):
+        print(_help(command, known, prog), end="")
+        return None
+    words = read_words(known, args)
+    path = words.pop(CONFIG.name, None)
+    if path:
+        words = {**read_file(known, Path(path[-1])), **words}
+    for setting in known.values():
+        if setting.required and setting.name not in words:
+            raise UsageError(f"{setting.spelling} is needed: {setting.help}")
+    return _typed(command, known, words, prog)
+
+
+def read_words(known: Mapping[str, Setting], args: Sequence[str]) -> Words:
+    """Words per field of a command line; the path of ``--config`` is kept under that name.
+
+    A flag of one value takes the next word whatever it is, unless that begins with ``--`` (then: ``--prompt=--x``).
+    """
+    known = {**known, CONFIG.name: CONFIG}
+    places = [s.name for s in known.values() if s.positional]
+    result: Words = {}
+    opened: Setting | None = None  # the flag that the next word may belong to
+    for word in args:
+        key, equals, value = word.removeprefix("--").partition("=")
+        name = key.replace("-", "_")
+        if word.startswith("--"):
+            if name not in known and not equals and known.get(name.removeprefix("no_"), CONFIG).switch:
+                name, equals, value = name.removeprefix("no_"), "=", "false"
+            setting = _find(name, known, f"flag --{key}")
+            if setting.switch and not equals:
+                equals, value = "=", "true"
+            result[name] = [value] if equals else []
+            opened = None if equals else setting
+        elif opened and (not result[opened.name] or (opened.many and not (equals and name in known))):
+            result[opened.name].append(word)
+        elif equals and name.isidentifier() and (name in known or not places):
+            result[_find(name, known, f"key {key}").name] = [value]
+            opened = None
+        elif places:
+            result[places.pop(0)] = [word]
+        else:
+            raise UsageError(f"what does {word!r} belong to? Settings are given as --name VALUE or name=VALUE")
+    for name, given in result.items():
+        if not given:
+            raise UsageError(f"{known[name].flag} needs a value")
+    return result
+
+
+def read_file(known: Mapping[str, Setting], path: Path) -> Words:
+    """Words per field of a TOML file. Tables group keys for the reader only.
+
+    Raises:
+        ConfigError: not TOML, an unknown key, or one given twice.
+    """
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(str(path), f"is not TOML: {error}") from error
+    result: Words = {}
+    for key, value in _flat(content):
+        name = _find(key.replace("-", "_"), known, f"key {key} in {path}").name
+        if name in result:
+            raise ConfigError(str(path), f"key {key} is given twice")
+        values = value if isinstance(value, list) else [value]
+        result[name] = [str(v).lower() if isinstance(v, bool) else str(v) for v in values]
+    return result
+
+
+def _flat(table: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
+    for key, value in table.items():
+        if isinstance(value, dict):
+            yield from _flat(value)
+        else:
+            yield key, value
+
+
+def _find(name: str, known: Mapping[str, Setting], what: str) -> Setting:
+    if name in known:
+        return known[name]
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0] if what.startswith('key') else known[near[0]].flag}?" if near else "see --help"
+    raise UsageError(f"unknown {what}; {hint}")
+
+
+def _typed(command: type[T], known: Mapping[str, Setting], words: Words, prog: str) -> T:
+    """The words as the fields' types."""
+    import tyro
+
+    args: list[str] = []
+    for name, given in words.items():
+        setting = known[name]
+        if setting.many:
+            args += [setting.flag, *given]
+        elif setting.switch and given in (["true"], ["false"]):
+            args.append(setting.flag if given == ["true"] else f"--no-{setting.flag[2:]}")
+        elif len(given) == 1 and not setting.switch:
+            args.append(f"{setting.flag}={given[0]}")
+        else:
+            expected = "true or false" if setting.switch else "one value"
+            raise UsageError(f"{setting.flag}: {' '.join(given)!r} is not {expected}")
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(command, args=args, prog=prog)
+    except SystemExit:
+        raise UsageError(_sentence(complaint.getvalue(), command.__name__)) from None
+
+
+def _sentence(box: str, command: str) -> str:
+    """What tyro's framed complaint says above its first rule, on one line and in plain words."""
+    lines = [line.strip("│ ") for line in box.splitlines()[1:]]
+    end = next((i for i, line in enumerate(lines) if line.startswith(("─", "╰"))), len(lines))
+    text = " ".join(lines[:end]).removeprefix(f"Error parsing {command}: ").removeprefix("Error parsing ")
+    text = re.sub(r"invalid literal for int\(\) with base 10: (.*)", r"\1 is not a whole number", text)
+    text = re.sub(r"could not convert string to float: (.*)", r"\1 is not a number", text)
+    return text or "the settings could not be read"
+
+
+def _help(command: type, known: Mapping[str, Setting], prog: str) -> str:
+    import tyro
+
+    places = [s.spelling for s in known.values() if s.positional]
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
+        tyro.cli(command, args=["--help"], prog=" ".join([prog, *places]))
+    return out.getvalue().rstrip() + "\n\nname=VALUE means --name VALUE; --config F.toml reads settings from a file.\n"
