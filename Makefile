@@ -63,21 +63,14 @@ build: .venv/.built
 oracles: build  ## add the quick development-only programs that tests marked `oracle` compare with
 	@$(PIP) -r tests/oracles/requirements.txt
 
-.venv/.tools:
+.venv/bin/python:
 	@echo "make: creating the virtual environment .venv (once)"
 	@$(PYTHON) -m venv .venv
-	@echo "make: installing the build tools into .venv"
+
+.venv/.built: $(NATIVE) | .venv/bin/python
+	@echo "make: building the native core and installing entrenar, with what it needs, into .venv"
 	@$(PIP) $(BUILD_TOOLS)
-	@touch $@
-
-.venv/.deps: .venv/.tools pyproject.toml
-	@echo "make: building the native core and installing entrenar into .venv (editable)"
 	@$(PIP) --no-build-isolation -C build-dir=build/editable -e ".[test,dev]"
-	@touch $@ .venv/.built
-
-.venv/.built: .venv/.deps $(NATIVE)
-	@echo "make: rebuilding the native core"
-	@$(PIP) --no-build-isolation --no-deps -C build-dir=build/editable -e .
 	@touch $@
 
 # Sanitized builds live in environments of their own, so that an everyday build is never mistaken for one.

@@ -1,4 +1,4 @@
-"""The command line: `main` finds the command in a table, runs it, and turns every error into one line and an exit code.
+"""The command line: `main` finds the command in a table and turns every error into one line and an exit code.
 
 Only the chosen command's module is imported, so that ``entrenar --help`` answers at once.
 """
@@ -15,7 +15,7 @@ from types import MappingProxyType
 
 from entrenar.errors import EntrenarError, UsageError
 
-# command -> (module with `Command`, a frozen dataclass of settings whose `run` does the work; one line of help)
+# command -> (module with `Command`, a frozen dataclass of settings whose `run` does the work; help)
 COMMANDS = MappingProxyType(
     {
         "quickstart": ("entrenar.cli.quickstart", "the whole story on bundled data in about a minute"),
@@ -25,15 +25,16 @@ COMMANDS = MappingProxyType(
         "chat": ("entrenar.cli.chat", "talk with a model in the terminal"),
         "eval": ("entrenar.cli.evaluate", "how well a model predicts a text: nll, perplexity, tokens"),
         "tokenize": ("entrenar.cli.tokenize", "a text as the model's tokens"),
-        "inspect": ("entrenar.cli.inspect", "what a file or directory holds, and whether it is well formed"),
+        "inspect": ("entrenar.cli.inspect", "what a file or directory holds, and is it well formed"),
         "merge": ("entrenar.cli.merge", "add an adapter into the weights and save the model"),
-        "convert": ("entrenar.cli.convert", "from GGUF to a Hugging Face directory and back, and between types"),
-        "doctor": ("entrenar.cli.doctor", "CPU level, threads, GPU, versions, what is missing and how to get it"),
+        "convert": ("entrenar.cli.convert", "between GGUF and Hugging Face directories, and between types"),
+        "doctor": ("entrenar.cli.doctor", "CPU level, threads, GPU, versions; what is missing"),
     }
 )
 
 LEVELS = ("debug", "info", "warning", "error")  # values of ENTRENAR_LOG
-OK, FAILURE, USAGE, INTERRUPTED, BROKEN_PIPE = 0, 1, 2, 130, 141  # the last two as a shell reports the signals
+OK, FAILURE, USAGE = 0, 1, 2
+INTERRUPTED, BROKEN_PIPE = 130, 141  # as a shell reports the signals
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -101,8 +102,8 @@ def overview() -> str:
             *rows,
             "",
             "entrenar COMMAND --help lists a command's flags; --config F.toml reads them from a file.",
-            "Environment: ENTRENAR_ISA (scalar | avx2 | avx512 | amx), ENTRENAR_THREADS, ENTRENAR_LOG (debug shows",
-            "where an error came from). Exit codes: 0 done, 1 a failure, 2 wrong usage.",
+            "Environment: ENTRENAR_ISA (scalar | avx2 | avx512 | amx), ENTRENAR_THREADS, ENTRENAR_LOG",
+            "(debug shows where an error came from). Exit codes: 0 done, 1 a failure, 2 wrong usage.",
         ]
     )
 

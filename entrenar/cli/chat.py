@@ -19,8 +19,8 @@ COMMANDS = {"/exit": "leave (Ctrl-D does too)", "/reset": "forget the conversati
 class Command(SamplingSettings, ModelSettings):
     """Talk with a model. What you type is a message; the conversation so far is the context.
 
-    /exit leaves, /reset starts anew, Ctrl-C stops an answer. Messages are read from standard input, answers go to
-    standard output, one a line, so that a script can hold the conversation too.
+    /exit leaves, /reset starts anew, Ctrl-C stops an answer. Messages are read from standard input and
+    answers go to standard output, so that a script can hold the conversation too.
     """
 
     system: str | None = option(None, "the system message that opens the conversation")
@@ -78,7 +78,7 @@ class Conversation:
         self.messages = [] if system is None else [{"role": "system", "content": system}]
 
     def answer(self, text: str) -> None:
-        """Print the answer as it comes; Ctrl-C ends it there, and what was said so far stays in the conversation."""
+        """Print the answer as it comes; Ctrl-C ends it there, and what was said so far stays."""
         asked = [*self.messages, {"role": "user", "content": text}]
         ids = self.tokenizer.encode_chat(asked, add_generation_prompt=True)
         pieces = self.model.generate(ids, stream=True, **self.settings.sampling())

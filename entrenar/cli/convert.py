@@ -20,7 +20,7 @@ class Command:
 
     model: str = required("what to convert: a GGUF file or a Hugging Face directory")
     out: str = required("where it goes: a name ending in .gguf, or a directory")
-    dtype: Literal["auto", "f32", "f16", "bf16"] = option("auto", "type of the saved matrices; auto keeps them")
+    dtype: Literal["auto", "f32", "f16", "bf16"] = option("auto", "type of the matrices; auto keeps it")
     force: bool = option(False, "replace what is at --out")
     json: bool = option(False, "print one JSON object")
 

@@ -1,4 +1,4 @@
-"""``entrenar inspect``: what a file or directory holds, in words and a table; exit code 1 where it is malformed."""
+"""``entrenar inspect``: what a file or directory holds, in words and tables; exit code 1 where malformed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from entrenar.formats.describe import Description, describe
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """Say what a GGUF or safetensors file, a model, adapter or checkpoint directory holds, without loading it.
+    """Say what a file (GGUF, safetensors) or directory (model, adapter, checkpoint) holds, in words.
 
     Exit code 0 where it is well formed, 1 where not; then the last line says why and where.
     """
@@ -35,17 +35,23 @@ def show(found: Description, tensors: bool) -> None:
     """The description as text on stdout. Names come from the file, so control characters are made visible."""
     version = f" version {found.version}" if found.version is not None else ""
     print(f"{printable(found.path)}: {found.kind}{version}, well formed")
-    print(f"{found.parameters:,} parameters in {len(found.tensors):,} tensors, {size(found.total_bytes)} on disk")
-    for name, kind in found.types.items():
-        print(f"  {name}: {kind['parameters']:,} parameters in {kind['tensors']:,} tensors, {size(kind['bytes'])}")
+    count = len(found.tensors)
+    print(f"{found.parameters:,} parameters in {count:,} tensors, {size(found.total_bytes)} on disk")
+    if found.types:
+        _table([("type", "parameters", "tensors", "size"), *map(_type_row, found.types.items())])
     if found.metadata:
         print("\nmetadata")
         _table([(key, str(value)) for key, value in found.metadata.items()])
     if tensors and found.tensors:
         print("\ntensors (shape: rows first, as in NumPy)")
-        _table([(row.name, " × ".join(map(str, row.shape)), row.type, size(row.nbytes)) for row in found.tensors])
+        _table([(r.name, "x".join(map(str, r.shape)), r.type, size(r.nbytes)) for r in found.tensors])
     for problem in found.problems:
         print(f"\nbut: {printable(problem)}")
+
+
+def _type_row(item: tuple[str, dict[str, int]]) -> tuple[str, ...]:
+    name, kind = item
+    return name, f"{kind['parameters']:,}", f"{kind['tensors']:,}", size(kind["bytes"])
 
 
 def _table(rows: list[tuple[str, ...]]) -> None:

@@ -1,4 +1,4 @@
-"""``entrenar merge``: an adapter is added into its model's weights, and the result saved as a model of its own."""
+"""``entrenar merge``: an adapter is added into its model's weights, and the result is a model of its own."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Command:
     model: str = required("the base: a GGUF file or a Hugging Face directory")
     adapter: str = required("the adapter: a directory in PEFT's format")
     out: str = required("where the model goes: a name ending in .gguf, or a directory")
-    dtype: Literal["auto", "f32", "f16", "bf16"] = option("auto", "type of the saved matrices; auto keeps the base's")
+    dtype: Literal["auto", "f32", "f16", "bf16"] = option("auto", "type of the matrices; auto keeps it")
     force: bool = option(False, "replace what is at --out")
     json: bool = option(False, "print one JSON object")
 

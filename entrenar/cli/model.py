@@ -1,4 +1,4 @@
-"""Settings and steps that the commands working with a model share: loading one, and how the next token is chosen."""
+"""What the commands that work with a model share: loading it, and how the next token is chosen."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class ModelSettings:
 
     model: str = required("a GGUF file or a Hugging Face directory")
     adapter: str | None = option(None, "an adapter for it: a directory in PEFT's format")
-    dtype: Literal["auto", "f32", "f16", "bf16"] = option("auto", "type of the matrices; auto keeps the file's")
+    dtype: Literal["auto", "f32", "f16", "bf16"] = option("auto", "type of the matrices; auto keeps it")
 
     def load(self) -> CausalLM:
         """The model with its adapter attached."""
@@ -41,11 +41,11 @@ class SamplingSettings:
     """How text is continued."""
 
     max_new_tokens: int = option(256, "stop after this many tokens")
-    temperature: float = option(SamplingConfig.temperature, "0 takes the likeliest token; 1 the model's own odds")
-    top_k: int = option(SamplingConfig.top_k, "choose among the k likeliest tokens only; 0: all")
-    top_p: float = option(SamplingConfig.top_p, "choose among the likeliest tokens that add up to this probability")
-    min_p: float = option(SamplingConfig.min_p, "drop tokens less likely than this share of the likeliest one's")
-    repetition_penalty: float = option(SamplingConfig.repetition_penalty, "above 1: avoid tokens seen already")
+    temperature: float = option(SamplingConfig.temperature, "0: the likeliest token; 1: the model's own odds")
+    top_k: int = option(SamplingConfig.top_k, "choose among the k likeliest tokens; 0: all")
+    top_p: float = option(SamplingConfig.top_p, "choose among the likeliest that add up to this")
+    min_p: float = option(SamplingConfig.min_p, "drop those below this share of the likeliest")
+    repetition_penalty: float = option(SamplingConfig.repetition_penalty, "above 1: avoid tokens seen")
     seed: int | None = option(SamplingConfig.seed, "of the random choice; by default a new one each time")
     stop: tuple[str, ...] = option((), "end the text before any of these strings")
 

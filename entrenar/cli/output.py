@@ -1,4 +1,4 @@
-"""What a command prints: results on stdout, everything else on stderr, one JSON object where ``--json`` was asked for."""
+"""What a command prints: results on stdout (``--json``: one JSON object), all else on stderr."""
 
 from __future__ import annotations
 

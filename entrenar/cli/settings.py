@@ -1,8 +1,8 @@
 """A command's settings: one frozen dataclass, filled from its defaults, a TOML file, and the command line.
 
 The dataclass is the only source of names, types, defaults and help texts. Flags (``--seq-len 64``), overrides
-(``seq_len=64``) and the file's keys (``seq_len = 64``) all become words per field here; the words that win are then
-read as the fields' types, and the help screen is made, by `tyro`.
+(``seq_len=64``) and the keys of the file (``seq_len = 64``) all become words per field here; `tyro` reads
+those that win as the fields' types, and makes the help screen.
 """
 
 from __future__ import annotations
@@ -60,6 +60,7 @@ class Setting:
 
 
 CONFIG = Setting("config", "a TOML file of settings")
+SPELLINGS = "name=VALUE means --name VALUE; --config F.toml reads settings from a file."
 
 
 def settings_of(command: type) -> dict[str, Setting]:
@@ -84,8 +85,8 @@ def parse(command: type[T], args: Sequence[str], prog: str) -> T | None:
     Precedence: default < file of ``--config`` < flag or ``key=value``; of two flags the later one holds.
 
     Raises:
-        UsageError: an unknown name (the error tells the nearest known one), a value of the wrong type, or a required
-            setting that is missing.
+        UsageError: an unknown name (the error tells the nearest known one), a value of the wrong type, or a
+            required setting that is missing.
     """
     known = settings_of(command)
     if any(word in ("-h", "--help") for word in args):
@@ -104,7 +105,7 @@ def parse(command: type[T], args: Sequence[str], prog: str) -> T | None:
 def read_words(known: Mapping[str, Setting], args: Sequence[str]) -> Words:
     """Words per field of a command line; the path of ``--config`` is kept under that name.
 
-    A flag of one value takes the next word whatever it is, unless that begins with ``--`` (then: ``--prompt=--x``).
+    A flag of one value takes the next word whatever it is, unless that begins with ``--``: ``--prompt=--x``.
     """
     known = {**known, CONFIG.name: CONFIG}
     places = [s.name for s in known.values() if s.positional]
@@ -129,7 +130,7 @@ def read_words(known: Mapping[str, Setting], args: Sequence[str]) -> Words:
         elif places:
             result[places.pop(0)] = [word]
         else:
-            raise UsageError(f"what does {word!r} belong to? Settings are given as --name VALUE or name=VALUE")
+            raise UsageError(f"what does {word!r} belong to? Settings are --name VALUE or name=VALUE")
     for name, given in result.items():
         if not given:
             raise UsageError(f"{known[name].flag} needs a value")
@@ -168,8 +169,8 @@ def _find(name: str, known: Mapping[str, Setting], what: str) -> Setting:
     if name in known:
         return known[name]
     near = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {near[0] if what.startswith('key') else known[near[0]].flag}?" if near else "see --help"
-    raise UsageError(f"unknown {what}; {hint}")
+    spelled = [near_name if what.startswith("key") else known[near_name].flag for near_name in near]
+    raise UsageError(f"unknown {what}; {f'did you mean {spelled[0]}?' if spelled else 'see --help'}")
 
 
 def _typed(command: type[T], known: Mapping[str, Setting], words: Words, prog: str) -> T:
@@ -201,6 +202,7 @@ def _sentence(box: str, command: str) -> str:
     lines = [line.strip("│ ") for line in box.splitlines()[1:]]
     end = next((i for i, line in enumerate(lines) if line.startswith(("─", "╰"))), len(lines))
     text = " ".join(lines[:end]).removeprefix(f"Error parsing {command}: ").removeprefix("Error parsing ")
+    text = re.sub(r"no type matching .* - <class '\w+'>: ", "", text)  # keep the last type tried
     text = re.sub(r"invalid literal for int\(\) with base 10: (.*)", r"\1 is not a whole number", text)
     text = re.sub(r"could not convert string to float: (.*)", r"\1 is not a number", text)
     return text or "the settings could not be read"
@@ -213,4 +215,4 @@ def _help(command: type, known: Mapping[str, Setting], prog: str) -> str:
     out = io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
         tyro.cli(command, args=["--help"], prog=" ".join([prog, *places]))
-    return out.getvalue().rstrip() + "\n\nname=VALUE means --name VALUE; --config F.toml reads settings from a file.\n"
+    return f"{out.getvalue().rstrip()}\n\n{SPELLINGS}\n"

@@ -1,0 +1,105 @@
+"""``entrenar doctor``: what this machine offers, what is missing, and how to get it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import entrenar
+from entrenar.cli.output import print_json
+from entrenar.cli.settings import option
+
+PACKAGES = ("numpy", "ml_dtypes", "safetensors", "tokenizers", "jinja2", "rich", "tyro")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """Say what the machine offers, which versions are in use, and what is missing (then: exit code 1)."""
+
+    json: bool = option(False, "print one JSON object")
+
+    def run(self) -> int:
+        missing = list(missing_packages())
+        facts: dict[str, Any] = {
+            "entrenar": entrenar.__version__,
+            "python": platform.python_version(),
+            "system": platform.platform(),
+            "executable": sys.executable,
+            **native(missing),
+            "memory_gb": memory_gb(),
+            "gpu": gpu(),
+            "packages": {name: version(name) for name in PACKAGES},
+            "environment": {k: v for k, v in sorted(os.environ.items()) if k.startswith("ENTRENAR_")},
+        }
+        if self.json:
+            print_json({**facts, "missing": missing})
+        else:
+            show(facts, missing)
+        return 1 if missing else 0
+
+
+def native(missing: list[str]) -> dict[str, Any]:
+    """What the native core says of the CPU; a core that can't be loaded is something missing."""
+    try:
+        from entrenar import backend
+    except ImportError as error:
+        missing.append(f"the native core can't be loaded ({error}): pip install --force-reinstall entrenar")
+        return {}
+    cpu = backend.cpu_info()
+    return {
+        "cpu": cpu.get("model") or cpu.get("vendor"),
+        "isa": backend.isa(),
+        "available_isas": list(backend.available_isas()),
+        "threads": backend.get_num_threads(),
+        "cores": cpu.get("cores"),
+    }
+
+
+def missing_packages() -> list[str]:
+    return [f"{name} is not installed: pip install {name}" for name in PACKAGES if version(name) is None]
+
+
+def version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def memory_gb() -> dict[str, float]:
+    """Total and available memory, GB of 10^9 bytes."""
+    lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+    return {
+        name: round(int(lines[key].split()[0]) * 1024 / 1e9, 1)
+        for name, key in (("total", "MemTotal"), ("available", "MemAvailable"))
+    }
+
+
+def gpu() -> str:
+    found = Path("/proc/driver/nvidia/version").exists()
+    return "an NVIDIA driver is here, but this version computes on the CPU only" if found else "none"
+
+
+def show(facts: dict[str, Any], missing: list[str]) -> None:
+    rows = {
+        "entrenar": f"{facts['entrenar']}, Python {facts['python']} ({facts['executable']})",
+        "system": facts["system"],
+        "CPU": f"{facts.get('cpu')}, {facts.get('cores')} cores",
+        "kernels": f"{facts.get('isa')} (this CPU offers {', '.join(facts.get('available_isas', ()))})",
+        "threads": f"{facts.get('threads')} (ENTRENAR_THREADS sets it)",
+        "memory": f"{facts['memory_gb']['total']} GB, {facts['memory_gb']['available']} GB available",
+        "GPU": facts["gpu"],
+        "packages": ", ".join(f"{name} {version}" for name, version in facts["packages"].items()),
+        "environment": " ".join(f"{k}={v}" for k, v in facts["environment"].items()) or "ENTRENAR_… unset",
+    }
+    for name, value in rows.items():
+        print(f"{name:<12} {value}")
+    for line in missing:
+        print(f"{'missing':<12} {line}")
+    if not missing:
+        print("nothing is missing; try: entrenar quickstart")
