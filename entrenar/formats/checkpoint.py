@@ -9,7 +9,6 @@ unpickled.
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import json
 import os
@@ -33,14 +32,11 @@ from entrenar.formats.files import (
 
 ARRAYS, STATE, MANIFEST = "arrays.safetensors", "state.json", "manifest.json"
 _FORMAT, _VERSION = "entrenar checkpoint", 1
-_WRITING, _REPLACED = (
-    ".writing-",
-    ".replaced-",
-)  # parts of the names of directories that are not the target itself
+_WRITING, _REPLACED = ".writing-", ".replaced-"  # in names of directories
 
 
 def save(path: PathType, arrays: Mapping[str, Array | LazyArray], state: Mapping[str, Any]) -> Path:
-    """Write a checkpoint at `path`, replacing one that is there. Its directory is made if need be.
+    """Write a checkpoint at `path`, replacing one that is there. One process at a time saves in a directory.
 
     When this returns the checkpoint survives a power loss; if it raises or the process dies, what was
     committed before is still what `latest` finds. Raises CheckpointError for a `state` that is no JSON,
@@ -55,29 +51,34 @@ def save(path: PathType, arrays: Mapping[str, Array | LazyArray], state: Mapping
     if not root.is_dir():
         root.mkdir(parents=True)
         sync_directory(root.parent)
-    _sweep(target)
+    _sweep(root)
     temporary = root / f"{target.name}{_WRITING}{os.getpid()}"
     os.mkdir(temporary)
-    files = {
-        ARRAYS: _write(temporary / ARRAYS, chain([safetensors.header(arrays)], safetensors.chunks(arrays))),
-        STATE: _write(temporary / STATE, [text]),
-    }
-    sequence = max((manifest["sequence"] for _, manifest in _committed(root)), default=0) + 1
-    manifest = {"format": _FORMAT, "version": _VERSION, "sequence": sequence, "files": files}
-    _write(temporary / MANIFEST, [json.dumps(manifest, indent=1).encode()])
-    sync_directory(temporary)
+    try:
+        files = {
+            ARRAYS: _write(
+                temporary / ARRAYS, chain([safetensors.header(arrays)], safetensors.chunks(arrays))
+            ),
+            STATE: _write(temporary / STATE, [text]),
+        }
+        sequence = max((manifest["sequence"] for _, manifest in _committed(root)), default=0) + 1
+        manifest = {"format": _FORMAT, "version": _VERSION, "sequence": sequence, "files": files}
+        _write(temporary / MANIFEST, [json.dumps(manifest, indent=1).encode()])
+        sync_directory(temporary)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
     if target.exists():
         # Under its new name the old one still counts as a checkpoint, until the new one is in place.
         os.rename(target, root / f"{target.name}{_REPLACED}{os.getpid()}")
     os.rename(temporary, target)
     sync_directory(root)
-    _sweep(target)
+    _sweep(root)
     return target
 
 
 def load(path: PathType) -> tuple[safetensors.SafeTensors, dict[str, Any]]:
-    """The arrays (read-only views of the mapped file: copy what is to be changed) and the state of a
-    checkpoint.
+    """The arrays (read-only views of the mapped file: copy what is to be changed) and the state.
 
     Every byte is compared with the manifest first. Raises CheckpointError that names the file that is
     missing, damaged or cut short.
@@ -169,13 +170,12 @@ def _committed(root: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
             yield path, manifest
 
 
-def _sweep(target: Path) -> None:
-    """Remove what an interrupted save of `target` left; a replaced one only when its successor is
-    committed."""
-    committed = {path for path, _ in _committed(target.parent)}
-    for path in target.parent.glob(f"{glob.escape(target.name)}.*-*"):
-        rest = path.name.removeprefix(target.name)
-        if rest.startswith(_WRITING) or (rest.startswith(_REPLACED) and target in committed):
+def _sweep(root: Path) -> None:
+    """Remove what interrupted saves left; a checkpoint that was being replaced only if its successor is there."""
+    committed = {path.name for path, _ in _committed(root)}
+    for path in sorted(root.iterdir()):
+        name, replaced, _ = path.name.partition(_REPLACED)
+        if _WRITING in path.name or (replaced and name in committed):
             _remove(path)
 
 

@@ -69,7 +69,10 @@ def forget_pages(buffer: Buffer, start: int, end: int) -> None:
 def view(buffer: Buffer, dtype: np.dtype[Any], count: int, start: int) -> Array:
     """`count` values of `dtype` from byte `start`: read-only, without a copy where the address is aligned."""
     values = np.frombuffer(buffer, np.uint8, count * dtype.itemsize, start).view(dtype)
-    return values if values.flags.aligned else values.copy()
+    if not values.flags.aligned:
+        values = values.copy()
+        values.flags.writeable = False
+    return values
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

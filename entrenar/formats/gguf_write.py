@@ -107,18 +107,22 @@ def _value(key: str, value: Any) -> bytes:
         return struct.pack("<IIQ", gt.ARRAY.id, kind.id, value.size) + bytes(
             as_bytes(value.astype(kind.dtype))
         )
+    scalar = value if isinstance(value, np.generic) else _scalar(key, value)
+    kind = _kind(key, scalar.dtype)
+    return struct.pack("<I", kind.id) + scalar.tobytes()
+
+
+def _scalar(key: str, value: Any) -> np.generic:
     if isinstance(value, bool):
-        value = np.bool_(value)
-    elif isinstance(value, int):
-        value = _smallest(key, [value], ("<u4", "<i4", "<u8", "<i8"))[0]
-    elif isinstance(value, float):
-        value = np.float32(value)
-    if not isinstance(value, np.generic):
-        raise UsageError(
-            f"key {key!r}: a {type(value).__name__} can't be written; bool, int, float, str and lists can"
-        )
-    kind = _kind(key, value.dtype)
-    return struct.pack("<I", kind.id) + value.tobytes()
+        return np.bool_(value)
+    if isinstance(value, int):
+        smallest: np.generic = _smallest(key, [value], ("<u4", "<i4", "<u8", "<i8"))[0]
+        return smallest
+    if isinstance(value, float):
+        return np.float32(value)
+    raise UsageError(
+        f"key {key!r}: a {type(value).__name__} can't be written; bool, int, float, str and lists can"
+    )
 
 
 def _array(key: str, values: Sequence[Any]) -> bytes:

@@ -109,6 +109,7 @@ _ROWS = (
     QType("mxfp4", 39, 32, 17),
     QType("nvfp4", 40, 64, 36),
     QType("q1_0", 41, 128, 18),
+    QType("q2_0", 42, 64, 18),
 )
 
 QTYPES = {row.name: row for row in _ROWS}

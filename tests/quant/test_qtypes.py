@@ -1,0 +1,77 @@
+"""The table of storage types against ggml's own, and the values of the types that entrenar computes with."""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+from support import need_oracle
+
+from entrenar.errors import DTypeError, ShapeError
+from entrenar.quant import QTYPES, by_id
+
+SERVED = {"f32", "f16", "bf16", "q8_0", "q4_0", "q4_k", "q6_k"}
+
+
+def test_served_types() -> None:
+    assert {row.name for row in QTYPES.values() if row.served} == SERVED
+
+
+def test_ids_find_their_rows() -> None:
+    assert all(by_id(row.ggml_id) is row for row in QTYPES.values())
+    assert len({row.ggml_id for row in QTYPES.values()}) == len(QTYPES)
+    assert by_id(4) is None
+    assert by_id(2**32 - 1) is None
+
+
+def test_sizes() -> None:
+    assert QTYPES["q4_k"].nbytes(512) == 288
+    with pytest.raises(ShapeError, match="q4_k: 500 elements do not fill blocks of 256"):
+        QTYPES["q4_k"].nbytes(500)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("f32", np.float32), ("f16", np.float16), ("bf16", ml_dtypes.bfloat16)]
+)
+def test_plain_numbers(name: str, dtype: type) -> None:
+    values = np.array([1.5, -2.0, 0.0, np.inf], dtype)
+    assert QTYPES[name].dequantize(values.view(np.uint8)).tolist() == [1.5, -2.0, 0.0, np.inf]
+
+
+def test_raw_bytes_are_checked() -> None:
+    with pytest.raises(DTypeError, match="raw bytes are a 1-D uint8 array, not 1-D int8"):
+        QTYPES["q8_0"].dequantize(np.zeros(34, np.int8))
+    with pytest.raises(ShapeError, match="q8_0: 33 bytes are not whole blocks of 34"):
+        QTYPES["q8_0"].dequantize(np.zeros(33, np.uint8))
+    with pytest.raises(DTypeError, match="type q2_k can't be decoded; served are: f32, f16"):
+        QTYPES["q2_k"].dequantize(np.zeros(84, np.uint8))
+
+
+@pytest.mark.parametrize("name", ["q4_0", "q8_0", "q4_k", "q6_k"])
+def test_values_are_ggmls(shared_data: Path, name: str) -> None:
+    with np.load(shared_data / "quant/llama_cpp_reference_vectors.npz") as vectors:
+        cases = [key.removesuffix("/bytes") for key in vectors.files if key.lower().startswith(f"{name}/") and "bytes" in key]
+        assert len(cases) == 7
+        for case in cases:
+            raw, expected = vectors[f"{case}/bytes"].reshape(-1), vectors[f"{case}/dequant"].reshape(-1)
+            assert np.array_equal(QTYPES[name].dequantize(raw), expected), case
+
+
+@pytest.mark.oracle
+def test_the_table_is_ggmls() -> None:
+    xllamacpp = need_oracle("xllamacpp")
+    library = ctypes.CDLL(str(next(Path(xllamacpp.__path__[0]).glob("*.so"))))
+    library.ggml_type_name.restype = ctypes.c_char_p
+    library.ggml_blck_size.restype = ctypes.c_int64
+    library.ggml_type_size.restype = ctypes.c_size_t
+    for number in range(max(row.ggml_id for row in QTYPES.values()) + 1):
+        row = by_id(number)
+        if row is None:
+            assert library.ggml_type_size(number) == 0
+            continue
+        assert library.ggml_type_name(number).decode().lower() == row.name
+        assert library.ggml_blck_size(number) == row.block
+        assert library.ggml_type_size(number) == row.bytes
