@@ -56,9 +56,7 @@ def save(path: PathType, arrays: Mapping[str, Array | LazyArray], state: Mapping
     os.mkdir(temporary)
     try:
         files = {
-            ARRAYS: _write(
-                temporary / ARRAYS, chain([safetensors.header(arrays)], safetensors.chunks(arrays))
-            ),
+            ARRAYS: _write(temporary / ARRAYS, chain([safetensors.header(arrays)], safetensors.chunks(arrays))),
             STATE: _write(temporary / STATE, [text]),
         }
         sequence = max((manifest["sequence"] for _, manifest in _committed(root)), default=0) + 1
@@ -90,9 +88,7 @@ def load(path: PathType) -> tuple[safetensors.SafeTensors, dict[str, Any]]:
         except FormatError as error:
             raise CheckpointError(f"{error.path}: {error.reason}") from error
         if len(buffer) != expected["size"]:
-            raise CheckpointError(
-                f"{target / name}: has {len(buffer)} bytes; its manifest says {expected['size']}"
-            )
+            raise CheckpointError(f"{target / name}: has {len(buffer)} bytes; its manifest says {expected['size']}")
         if hashlib.sha256(buffer).hexdigest() != expected["sha256"]:
             raise CheckpointError(f"{target / name}: is damaged: its SHA-256 is not that of the manifest")
     try:

@@ -87,9 +87,7 @@ def read_json(path: PathType) -> dict[str, Any]:
     """The JSON object in a file. Raises FormatError for anything else, duplicate keys included."""
     buffer = map_file(path)
     if len(buffer) > MAX_JSON:
-        raise FormatError(
-            path, "", f"is {len(buffer)} bytes long; JSON beside a model has at most {MAX_JSON}"
-        )
+        raise FormatError(path, "", f"is {len(buffer)} bytes long; JSON beside a model has at most {MAX_JSON}")
     try:
         value = json.loads(buffer[:], object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:  # ValueError: bad JSON or UTF-8, an endless integer

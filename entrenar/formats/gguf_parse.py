@@ -98,9 +98,7 @@ class _Cursor:
         start = self.at
         value = self.u64(what)
         if value > (self.size - self.at) // smallest:
-            raise self.error(
-                f"{what} is {value}; the {self.size - self.at} bytes left can't hold that", start
-            )
+            raise self.error(f"{what} is {value}; the {self.size - self.at} bytes left can't hold that", start)
         if value > limit:
             raise self.error(f"{what} is {value}; at most {limit} are served", start)
         return value
@@ -245,9 +243,7 @@ def _place(cursor: _Cursor, tensors: list[TensorInfo], alignment: int) -> tuple[
             raise FormatError(cursor.path, where, f"has offset {info.offset}; {at - data} comes next")
         end = at + info.nbytes
         if has_data and end > cursor.size:
-            raise FormatError(
-                cursor.path, where, f"ends at byte {end}, the file at {cursor.size}: cut short?"
-            )
+            raise FormatError(cursor.path, where, f"ends at byte {end}, the file at {cursor.size}: cut short?")
         placed.append(replace(info, offset=at))
         at = _padded(end, alignment)
     # Some writers leave out the last padding, and llama.cpp loads that. A part of it means a file cut short.

@@ -110,9 +110,7 @@ class Metadata(Mapping[str, Any]):
         classes = _KINDS[kind.removeprefix("list of ")]
         sample: object = "" if entry.kind.dtype is None else entry.kind.dtype.type(0).item()
         if listed != (entry.count is not None) or type(sample) not in classes:
-            raise FormatError(
-                self.path, f"key {key!r}", f"is of type {self.type_name(key)}; {kind} is expected"
-            )
+            raise FormatError(self.path, f"key {key!r}", f"is of type {self.type_name(key)}; {kind} is expected")
         if length is not None and entry.count != length:
             raise FormatError(self.path, f"key {key!r}", f"has {entry.count} elements; {length} are expected")
         return self[key]
@@ -192,9 +190,7 @@ class GGUF:
     def _view(self, info: TensorInfo, dtype: np.dtype[Any]) -> Array:
         part = self._parts[info.part]
         if not part.has_data:
-            raise FormatError(
-                part.path, f"tensor {info.name!r}", "has no data: the file ends after its header"
-            )
+            raise FormatError(part.path, f"tensor {info.name!r}", "has no data: the file ends after its header")
         return view(part.buffer, dtype, info.nbytes // dtype.itemsize, info.offset)
 
 

@@ -22,9 +22,7 @@ from entrenar.quant import QTYPES, QType
 _BY_DTYPE: dict[Any, QType] = {row.dtype: row for row in QTYPES.values() if row.dtype is not None}
 
 
-def write(
-    path: PathType, metadata: Mapping[str, Any], tensors: Iterable[tuple[str, Array | LazyArray]]
-) -> int:
+def write(path: PathType, metadata: Mapping[str, Any], tensors: Iterable[tuple[str, Array | LazyArray]]) -> int:
     """Write a GGUF v3 file; it appears under `path` only when complete and on disk. Returns its size in
     bytes.
 
@@ -36,9 +34,7 @@ def write(
     pairs = b"".join(_text(_key(key)) + _value(key, value) for key, value in metadata.items())
     alignment = metadata.get("general.alignment", np.uint32(gt.DEFAULT_ALIGNMENT))
     if alignment not in (1 << bit for bit in range(21)) or _value("", alignment)[:4] != bytes([4, 0, 0, 0]):
-        raise UsageError(
-            f"general.alignment: {alignment!r} is not a u32 power of two up to {gt.MAX_ALIGNMENT}"
-        )
+        raise UsageError(f"general.alignment: {alignment!r} is not a u32 power of two up to {gt.MAX_ALIGNMENT}")
     alignment = int(alignment)
     infos, offset, names = [], 0, set()
     for name, array in items:
@@ -48,12 +44,8 @@ def write(
         infos.append(_info(name, array, offset))
         offset += array.nbytes + -array.nbytes % alignment
     if len(items) > gt.MAX_TENSORS or len(metadata) > gt.MAX_KEYS:
-        raise UsageError(
-            f"{len(items)} tensors and {len(metadata)} keys; at most {gt.MAX_TENSORS} of each are served"
-        )
-    header = (
-        struct.pack("<4sIQQ", gt.MAGIC, gt.VERSIONS[-1], len(items), len(metadata)) + pairs + b"".join(infos)
-    )
+        raise UsageError(f"{len(items)} tensors and {len(metadata)} keys; at most {gt.MAX_TENSORS} of each are served")
+    header = struct.pack("<4sIQQ", gt.MAGIC, gt.VERSIONS[-1], len(items), len(metadata)) + pairs + b"".join(infos)
     with atomic_file(path) as file:
         file.write(header)
         for name, array in items:
@@ -81,13 +73,9 @@ def _key(key: str) -> str:
 def _info(name: str, array: Array | LazyArray, offset: int) -> bytes:
     qtype = _BY_DTYPE.get(array.dtype)
     if qtype is None:
-        raise UsageError(
-            f"tensor {name!r}: {array.dtype} can't be written; float32, float16 and bfloat16 can"
-        )
+        raise UsageError(f"tensor {name!r}: {array.dtype} can't be written; float32, float16 and bfloat16 can")
     if len(array.shape) > gt.MAX_DIMS or 0 in array.shape:
-        raise UsageError(
-            f"tensor {name!r}: shape {array.shape}; GGUF has 0 to {gt.MAX_DIMS} dimensions, none 0"
-        )
+        raise UsageError(f"tensor {name!r}: shape {array.shape}; GGUF has 0 to {gt.MAX_DIMS} dimensions, none 0")
     if len(name.encode()) > gt.MAX_NAME:
         raise UsageError(f"tensor {name!r}: names have at most {gt.MAX_NAME} bytes")
     rank = len(array.shape)
@@ -104,9 +92,7 @@ def _value(key: str, value: Any) -> bytes:
         if value.dtype.kind == "U":
             return _strings(value.tolist())
         kind = _kind(key, value.dtype)
-        return struct.pack("<IIQ", gt.ARRAY.id, kind.id, value.size) + bytes(
-            as_bytes(value.astype(kind.dtype))
-        )
+        return struct.pack("<IIQ", gt.ARRAY.id, kind.id, value.size) + bytes(as_bytes(value.astype(kind.dtype)))
     scalar = value if isinstance(value, np.generic) else _scalar(key, value)
     kind = _kind(key, scalar.dtype)
     return struct.pack("<I", kind.id) + scalar.tobytes()
@@ -120,9 +106,7 @@ def _scalar(key: str, value: Any) -> np.generic:
         return smallest
     if isinstance(value, float):
         return np.float32(value)
-    raise UsageError(
-        f"key {key!r}: a {type(value).__name__} can't be written; bool, int, float, str and lists can"
-    )
+    raise UsageError(f"key {key!r}: a {type(value).__name__} can't be written; bool, int, float, str and lists can")
 
 
 def _array(key: str, values: Sequence[Any]) -> bytes:
@@ -136,12 +120,8 @@ def _array(key: str, values: Sequence[Any]) -> bytes:
     if kinds and kinds <= {int, float}:
         return _value(key, np.array(values, np.float32))
     if not kinds:
-        raise UsageError(
-            f"key {key!r}: an empty list has no element type; give an empty numpy array, or no key"
-        )
-    raise UsageError(
-        f"key {key!r}: a list of {', '.join(sorted(kind.__name__ for kind in kinds))} can't be written"
-    )
+        raise UsageError(f"key {key!r}: an empty list has no element type; give an empty numpy array, or no key")
+    raise UsageError(f"key {key!r}: a list of {', '.join(sorted(kind.__name__ for kind in kinds))} can't be written")
 
 
 def _strings(values: Sequence[str]) -> bytes:

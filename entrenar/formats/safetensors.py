@@ -116,9 +116,7 @@ class SafeTensors(Mapping[str, Array]):
             raise UnsupportedError(self.paths[info.part], f"tensor {name!r}", f"is of type {info.dtype}")
         if info.nbytes == 0:
             return np.empty(info.shape, dtype)
-        return view(self._buffers[info.part], dtype, info.nbytes // dtype.itemsize, info.offset).reshape(
-            info.shape
-        )
+        return view(self._buffers[info.part], dtype, info.nbytes // dtype.itemsize, info.offset).reshape(info.shape)
 
     @property
     def file_bytes(self) -> int:
@@ -253,9 +251,7 @@ class _Scanner:
 def _parse(path: str, buffer: Buffer, part: int) -> _File:
     size = len(buffer)
     if size < 8:
-        raise FormatError(
-            path, "byte 0", f"the file has {size} bytes; a safetensors file begins with 8 of length"
-        )
+        raise FormatError(path, "byte 0", f"the file has {size} bytes; a safetensors file begins with 8 of length")
     (length,) = struct.unpack_from("<Q", buffer)
     if length > min(MAX_HEADER, size - 8):
         limit = min(MAX_HEADER, size - 8)
@@ -287,9 +283,7 @@ def _parse(path: str, buffer: Buffer, part: int) -> _File:
             raise FormatError(path, f"tensor {info.name!r}", reason)
         end += info.nbytes
     if end != size:
-        raise FormatError(
-            path, f"byte {min(end, size)}", f"the tensors end at byte {end}, the file has {size}"
-        )
+        raise FormatError(path, f"byte {min(end, size)}", f"the tensors end at byte {end}, the file has {size}")
     return _File(path, buffer, metadata, tensors)
 
 
@@ -327,9 +321,7 @@ def header(tensors: Mapping[str, Array | LazyArray], metadata: Mapping[str, str]
     offset = 0
     for name, array in tensors.items():
         if name == "__metadata__" or array.dtype not in _NAMES:
-            raise UsageError(
-                f"tensor {name!r}: {array.dtype} can't be written to safetensors under this name"
-            )
+            raise UsageError(f"tensor {name!r}: {array.dtype} can't be written to safetensors under this name")
         end = offset + array.nbytes
         entries[name] = {
             "dtype": _NAMES[array.dtype],
@@ -347,15 +339,11 @@ def chunks(tensors: Mapping[str, Array | LazyArray]) -> Iterator[memoryview]:
     for name, array in tensors.items():
         values = array.load() if isinstance(array, LazyArray) else array
         if values.shape != array.shape or values.dtype != array.dtype:
-            raise UsageError(
-                f"tensor {name!r}: {values.dtype} {values.shape} is not {array.dtype} {array.shape}"
-            )
+            raise UsageError(f"tensor {name!r}: {values.dtype} {values.shape} is not {array.dtype} {array.shape}")
         yield as_bytes(values)
 
 
-def write(
-    path: PathType, tensors: Mapping[str, Array | LazyArray], metadata: Mapping[str, str] | None = None
-) -> int:
+def write(path: PathType, tensors: Mapping[str, Array | LazyArray], metadata: Mapping[str, str] | None = None) -> int:
     """Write one file, atomically; returns its size. `metadata` defaults to {"format": "pt"}, which PEFT and
     transformers expect. Raises UsageError for a type that can't be written."""
     head = header(tensors, {"format": "pt"} if metadata is None else metadata)

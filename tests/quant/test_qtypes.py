@@ -33,9 +33,7 @@ def test_sizes() -> None:
         QTYPES["q4_k"].nbytes(500)
 
 
-@pytest.mark.parametrize(
-    ("name", "dtype"), [("f32", np.float32), ("f16", np.float16), ("bf16", ml_dtypes.bfloat16)]
-)
+@pytest.mark.parametrize(("name", "dtype"), [("f32", np.float32), ("f16", np.float16), ("bf16", ml_dtypes.bfloat16)])
 def test_plain_numbers(name: str, dtype: type) -> None:
     values = np.array([1.5, -2.0, 0.0, np.inf], dtype)
     assert QTYPES[name].dequantize(values.view(np.uint8)).tolist() == [1.5, -2.0, 0.0, np.inf]
@@ -53,7 +51,9 @@ def test_raw_bytes_are_checked() -> None:
 @pytest.mark.parametrize("name", ["q4_0", "q8_0", "q4_k", "q6_k"])
 def test_values_are_ggmls(shared_data: Path, name: str) -> None:
     with np.load(shared_data / "quant/llama_cpp_reference_vectors.npz") as vectors:
-        cases = [key.removesuffix("/bytes") for key in vectors.files if key.lower().startswith(f"{name}/") and "bytes" in key]
+        cases = [
+            key.removesuffix("/bytes") for key in vectors.files if key.lower().startswith(f"{name}/") and "bytes" in key
+        ]
         assert len(cases) == 7
         for case in cases:
             raw, expected = vectors[f"{case}/bytes"].reshape(-1), vectors[f"{case}/dequant"].reshape(-1)
