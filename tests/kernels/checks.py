@@ -1,0 +1,43 @@
+"""Comparisons of f32 results with float64 references."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+# Sizes that meet every vector tail, and some that cross a block, a tile or a piece of a reduction.
+TAILS = range(1, 66)
+
+
+def floats(seed: int, *shape: int, scale: float = 1.0) -> NDArray[np.float32]:
+    """Normal numbers."""
+    return (np.random.default_rng(seed).standard_normal(shape) * scale).astype(np.float32)
+
+
+def wide(x: Array) -> NDArray[np.float64]:
+    return np.asarray(x, np.float64)
+
+
+def assert_close(got: Array, want: Array, rel: float = 1e-6) -> None:
+    """The largest error is within rel of the largest value."""
+    assert got.dtype == np.float32
+    assert got.shape == np.shape(want)
+    scale = np.abs(want).max(initial=0)
+    assert np.abs(wide(got) - want).max(initial=0) <= rel * scale
+
+
+def assert_each_close(got: Array, want: Array, rel: float = 1e-6, floor: float = 1.5e-45) -> None:
+    """Every element is within rel of its own value (or `floor`, a denormal's grain); NaN and infinities are alike."""
+    assert got.dtype == np.float32
+    assert got.shape == np.shape(want)
+    with np.errstate(over="ignore"):
+        as_float = np.asarray(want, np.float64).astype(np.float32)
+    special = ~np.isfinite(as_float)
+    np.testing.assert_array_equal(got[special], as_float[special])
+    error = np.abs(wide(got) - np.where(special, 0, want))[~special]
+    allowed = (rel * np.abs(want) + floor)[~special]
+    assert (error <= allowed).all(), (error / allowed).max()
