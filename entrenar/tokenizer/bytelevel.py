@@ -53,13 +53,9 @@ _ALIASES = {
 PRE |= {alias: PRE[name] for name, aliases in _ALIASES.items() for alias in aliases}
 
 
-def engine(
-    vocab: Mapping[str, int], merges: Iterable[tuple[str, str]], pre: Pre, unk: str | None = None
-) -> Engine:
+def engine(vocab: Mapping[str, int], merges: Iterable[tuple[str, str]], pre: Pre, unk: str | None = None) -> Engine:
     """The pipeline: split, spell as bytes, merge."""
-    built = Engine(
-        models.BPE(vocab=dict(vocab), merges=list(merges), unk_token=unk, ignore_merges=pre.ignore_merges)
-    )
+    built = Engine(models.BPE(vocab=dict(vocab), merges=list(merges), unk_token=unk, ignore_merges=pre.ignore_merges))
     split = [pre_tokenizers.Split(Regex(s), behavior="isolated") for s in pre.splits]
     built.pre_tokenizer = pre_tokenizers.Sequence(
         [*split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
@@ -84,6 +80,4 @@ def pre_name(built: Engine, ignore_merges: bool) -> str:
         for name, pre in PRE.items():
             if pre.splits == tuple(splits) and pre.ignore_merges == ignore_merges:
                 return name
-    raise TokenizerError(
-        f"tokenizer.json: pre_tokenizer {steps(built.pre_tokenizer)} has no name in GGUF that we know"
-    )
+    raise TokenizerError(f"tokenizer.json: pre_tokenizer {steps(built.pre_tokenizer)} has no name in GGUF that we know")

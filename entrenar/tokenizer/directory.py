@@ -89,9 +89,7 @@ def _engine(path: Path) -> Engine:
         engine = Engine.from_str(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as e:
         raise TokenizerError(f"{path}: byte {e.start}: not UTF-8") from None
-    except (
-        Exception
-    ) as e:  # the engine raises bare Exception, and nothing else, for a description it can't read
+    except Exception as e:  # the engine raises bare Exception, and nothing else, for a description it can't read
         if type(e) is not Exception:
             raise
         raise TokenizerError(f"{path}: {e}") from None
@@ -121,9 +119,7 @@ def _special(root: Path, engine: Engine, config: dict[str, Any], name: str) -> i
         return None
     found = engine.token_to_id(token) if isinstance(token, str) else None
     if found is None:
-        raise TokenizerError(
-            f"{root / 'tokenizer_config.json'}: {name} is {token!r}, which tokenizer.json lacks"
-        )
+        raise TokenizerError(f"{root / 'tokenizer_config.json'}: {name} is {token!r}, which tokenizer.json lacks")
     return found
 
 
@@ -144,7 +140,5 @@ def _chat_template(root: Path, config: dict[str, Any]) -> str | None:
         named = {t["name"]: t.get("template") for t in value if isinstance(t, dict) and "name" in t}
         value = named.get("default")
     if value is not None and not isinstance(value, str):
-        raise TokenizerError(
-            f"{root / 'tokenizer_config.json'}: chat_template must be text, is {type(value).__name__}"
-        )
+        raise TokenizerError(f"{root / 'tokenizer_config.json'}: chat_template must be text, is {type(value).__name__}")
     return value

@@ -80,9 +80,7 @@ def _described(
     }
 
 
-def _scores(
-    tokens: list[str], pairs: list[tuple[str, ...]], added: Mapping[int, object]
-) -> np.ndarray[Any, Any]:
+def _scores(tokens: list[str], pairs: list[tuple[str, ...]], added: Mapping[int, object]) -> np.ndarray[Any, Any]:
     """Scores under which SentencePiece joins what `pairs` join: minus the rank of a piece's first pair."""
     vocab = {token: i for i, token in enumerate(tokens)}
     ranks: dict[str, int] = {}
@@ -94,8 +92,7 @@ def _scores(
         missing = next((pair for pair in splits if pair not in known), None)
         if missing is not None:
             raise TokenizerError(
-                f"tokenizer.json: no merge joins {missing[0]!r} and {missing[1]!r} into {token!r}, "
-                "which GGUF can't say"
+                f"tokenizer.json: no merge joins {missing[0]!r} and {missing[1]!r} into {token!r}, which GGUF can't say"
             )
     lowest = -float(len(ranks))
     scores = [0.0 if i in added else -float(ranks[t]) if t in ranks else lowest for i, t in enumerate(tokens)]

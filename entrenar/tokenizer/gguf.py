@@ -94,9 +94,7 @@ def from_gguf(metadata: Mapping[str, object]) -> Tokenizer | None:
     keys = _Keys(metadata)
     model = keys.get("model", str)
     if model not in _MODELS:
-        raise _fault(
-            "model", "is missing" if model is None else f"is {model!r}; served are {', '.join(_MODELS)}"
-        )
+        raise _fault("model", "is missing" if model is None else f"is {model!r}; served are {', '.join(_MODELS)}")
     template = metadata.get(TEMPLATE)
     if template is not None and not isinstance(template, str):
         raise TokenizerError(f"{TEMPLATE} must be str, is {type(template).__name__}")
@@ -119,9 +117,7 @@ def from_gguf(metadata: Mapping[str, object]) -> Tokenizer | None:
         add_bos=add_bos,
         add_eos=add_eos,
         chat_template=template,
-        gguf={
-            k: v for k, v in metadata.items() if k.startswith("tokenizer.") and k[len(GGML) :] not in _LARGE
-        },
+        gguf={k: v for k, v in metadata.items() if k.startswith("tokenizer.") and k[len(GGML) :] not in _LARGE},
     )
 
 
@@ -152,9 +148,7 @@ def _same_length(keys: _Keys, name: str, items: Sequence[object], vocab: Mapping
         raise _fault(name, f"has {len(items)} items, {GGML}tokens has {len(vocab)}")
 
 
-def _added_tokens(
-    vocab: Mapping[str, int], types: Sequence[int], named: set[int], rstrip: bool
-) -> list[AddedToken]:
+def _added_tokens(vocab: Mapping[str, int], types: Sequence[int], named: set[int], rstrip: bool) -> list[AddedToken]:
     """Tokens that are found in a text before it is split.
 
     Phi-3's control tokens swallow the space after them.
@@ -185,9 +179,7 @@ def _byte_level(keys: _Keys, vocab: dict[str, int], types: Sequence[int]) -> tup
             raise _fault("merges", f"item {i} is {merge!r:.60}, not two tokens")
         unknown = next((t for t in (a, b, a + b) if t not in vocab), None)
         if unknown is not None:
-            raise _fault(
-                "merges", f"item {i} ({merge!r:.60}) needs {unknown!r:.60}, which {GGML}tokens lacks"
-            )
+            raise _fault("merges", f"item {i} ({merge!r:.60}) needs {unknown!r:.60}, which {GGML}tokens lacks")
         pairs.append((a, b))
     unk = keys.id("unknown", len(vocab))
     if unk is None:
@@ -211,9 +203,7 @@ def _sentence_piece(keys: _Keys, vocab: dict[str, int], types: Sequence[int]) ->
         )
     unk = keys.id("unknown", len(vocab), 0)
     if unk is None and any(piece not in vocab for piece in BYTE_PIECES):
-        raise _fault(
-            "unknown_token_id", "is none, and the vocabulary lacks byte tokens: unknown text would be lost"
-        )
+        raise _fault("unknown_token_id", "is none, and the vocabulary lacks byte tokens: unknown text would be lost")
     pairs = sentencepiece.merges(vocab, scores, results)
     space = bool(keys.get("add_space_prefix", bool, True))
     engine = sentencepiece.engine(vocab, pairs, None if unk is None else tokens[unk], space)

@@ -72,11 +72,7 @@ def decoding(engine: Engine) -> tuple[Callable[[str], bytes], bool]:
     names = {step["type"] for step in found}
     if names == {"ByteLevel"}:
         return byte_level, False
-    if (
-        names
-        and names <= {"Replace", "ByteFallback", "Fuse", "Strip", "Metaspace"}
-        and all(map(_is_space, found))
-    ):
+    if names and names <= {"Replace", "ByteFallback", "Fuse", "Strip", "Metaspace"} and all(map(_is_space, found)):
         return sentence_piece, any(map(_strips_space, found))
     raise TokenizerError(
         f"tokenizer.json: decoder {'+'.join(s['type'] for s in found) or 'null'} is not served; "

@@ -20,9 +20,7 @@ from entrenar.tokenizer.pieces import BYTE_PIECES, SPACE
 LONGEST_PIECE = 256  # characters; finding a piece's pairs takes time in the square of its length
 
 
-def merges(
-    vocab: Mapping[str, int], scores: Sequence[float], results: Collection[int]
-) -> list[tuple[str, str]]:
+def merges(vocab: Mapping[str, int], scores: Sequence[float], results: Collection[int]) -> list[tuple[str, str]]:
     """Pairs of pieces in the order in which they are joined; `results` are the ids that joining may yield."""
     tokens = list(vocab)
     order = sorted(results, key=lambda i: (-scores[i], i))
@@ -45,7 +43,5 @@ def engine(
     prefix: list[Normalizer] = [normalizers.Prepend(SPACE)] if add_space_prefix else []
     strip: list[Decoder] = [decoders.Strip(" ", 1, 0)] if add_space_prefix else []
     built.normalizer = normalizers.Sequence([*prefix, normalizers.Replace(" ", SPACE)])
-    built.decoder = decoders.Sequence(
-        [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
-    )
+    built.decoder = decoders.Sequence([decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *strip])
     return built

@@ -240,9 +240,7 @@ def framed(engine: Engine, **fields: Any) -> Tokenizer:
     if special:
         one = [*["BOS"] * len(bos), "$A", *["EOS"] * len(eos)]
         two = [f"{name}:1".replace("$A", "$B") for name in one]
-        engine.post_processor = processors.TemplateProcessing(
-            single=one, pair=[*one, *two], special_tokens=special
-        )
+        engine.post_processor = processors.TemplateProcessing(single=one, pair=[*one, *two], special_tokens=special)
     return tokenizer
 
 
