@@ -1,0 +1,130 @@
+"""What every optimizer shares: named parameters, step counts, and a state that can be saved and put back exactly."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from entrenar.errors import CheckpointError, ConfigError, DTypeError, ShapeError
+from entrenar.tensor import Tensor
+
+Array = npt.NDArray[np.float32]
+
+
+class Optimizer:
+    """Base of `SGD`, `Adam` and `AdamW`.
+
+    A subclass names its state arrays in `slots` and updates one parameter in `_update`. State is made at a
+    parameter's first gradient, f32 zeros of its shape; a parameter without a gradient is left as it is.
+
+    Args:
+        params: Tensors, or (name, Tensor) pairs; unnamed ones are called "0", "1", …
+        lr: learning rate, used by `step()` unless that is given another.
+
+    Raises:
+        ConfigError: no parameter, one that comes twice or can't be written in place, or an impossible number.
+        DTypeError: a parameter that is not f32.
+    """
+
+    slots: tuple[str, ...] = ()
+
+    def __init__(self, params: Iterable[Tensor | tuple[str, Tensor]], lr: float) -> None:
+        self.params: dict[str, Tensor] = {}
+        for i, item in enumerate(params):
+            name, tensor = item if isinstance(item, tuple) else (str(i), item)
+            if tensor.data.dtype != np.float32:
+                raise DTypeError(f"{type(self).__name__}: parameter {name} is {tensor.data.dtype}, not float32")
+            if not (tensor.data.flags.c_contiguous and tensor.data.flags.writeable):
+                raise ConfigError("params", f"{name} is a view or read-only memory; give it an array of its own")
+            if name in self.params:
+                raise ConfigError("params", f"two parameters are named {name!r}")
+            self.params[name] = tensor
+        if not self.params:
+            raise ConfigError("params", "is empty; nothing is trainable")
+        if len({id(tensor) for tensor in self.params.values()}) < len(self.params):
+            raise ConfigError("params", "holds the same Tensor twice; it would be stepped twice")
+        self.lr = number("lr", lr)
+        self.steps: dict[str, int] = dict.fromkeys(self.params, 0)
+        self.state: dict[str, dict[str, Array]] = {}
+
+    def step(self, lr: float | None = None) -> None:
+        """Update every parameter that has a gradient, in place, with `lr` (default: the constructor's)."""
+        rate = self.lr if lr is None else number("lr", lr)
+        for name, tensor in self.params.items():
+            if tensor.grad is None:
+                continue
+            grad = tensor.grad.data
+            if grad.shape != tensor.data.shape:
+                raise ShapeError(
+                    f"{type(self).__name__}.step: gradient of {name} is {grad.shape}, the parameter is "
+                    f"{tensor.data.shape}"
+                )
+            if name not in self.state:
+                self.state[name] = {slot: np.zeros(tensor.data.shape, np.float32) for slot in self.slots}
+            self.steps[name] += 1
+            self._update(tensor, np.asarray(grad, order="C"), self.state[name], self.steps[name], rate)
+            tensor.version += 1  # the tape refuses a backward through values from before this write
+
+    def _update(self, tensor: Tensor, grad: Array, state: Mapping[str, Array], step: int, lr: float) -> None:
+        raise NotImplementedError
+
+    def zero_grad(self) -> None:
+        """Drop all gradients."""
+        for tensor in self.params.values():
+            tensor.grad = None
+
+    def state_dict(self, copy: bool = True) -> dict[str, Any]:
+        """{"kind": class name, "steps": {parameter: count}, "arrays": {"parameter:slot": f32 array}}.
+
+        Hyper-parameters are not part of it: they belong to the run's configuration. With ``copy=False`` the
+        arrays are the live ones, which the next step changes.
+        """
+        arrays = {
+            f"{name}:{slot}": array.copy() if copy else array
+            for name, slots in self.state.items()
+            for slot, array in slots.items()
+        }
+        return {"kind": type(self).__name__, "steps": dict(self.steps), "arrays": arrays}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Put back what `state_dict` gave, bit for bit.
+
+        Raises:
+            CheckpointError: it is another optimizer's, or its parameters differ from ours. Nothing is changed then.
+        """
+        kind = state.get("kind")
+        if kind != type(self).__name__:
+            raise CheckpointError(f"optimizer state is of {kind}, this optimizer is {type(self).__name__}")
+        if set(state["steps"]) != set(self.params):
+            odd = sorted(set(state["steps"]) ^ set(self.params))
+            raise CheckpointError(f"optimizer state has other parameters; {odd[0]} is on one side only")
+        loaded: dict[str, dict[str, Array]] = {}
+        for key, array in state["arrays"].items():
+            name, _, slot = key.rpartition(":")
+            if name not in self.params or slot not in self.slots:
+                raise CheckpointError(f"optimizer state has an unknown array {key}")
+            if array.shape != self.params[name].data.shape or array.dtype != np.float32:
+                raise CheckpointError(
+                    f"optimizer state {key} is {array.dtype} {array.shape}, its parameter is "
+                    f"float32 {self.params[name].data.shape}"
+                )
+            loaded.setdefault(name, {})[slot] = np.array(array, np.float32, order="C")
+        for name, count in state["steps"].items():
+            if (count > 0 and set(loaded.get(name, ())) != set(self.slots)) or count < 0:
+                raise CheckpointError(f"optimizer state of {name} is incomplete: {count} steps")
+        self.steps = {name: int(state["steps"][name]) for name in self.params}
+        self.state = loaded
+
+
+def number(field: str, value: float, low: float = 0.0, below: float = math.inf) -> float:
+    """`value` where it is a finite number in [low, below), else a ConfigError that names `field`."""
+    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
+        raise ConfigError(field, f"{value!r} is not a number")
+    if not math.isfinite(value) or not low <= value < below:
+        span = f"of at least {low:g}" if below == math.inf else f"from {low:g} to below {below:g}"
+        raise ConfigError(field, f"{value!r} is not a finite number {span}")
+    return float(value)

@@ -1,0 +1,202 @@
+"""Optimizer steps against float64 references written from the papers' formulas, and exact state round trips."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from entrenar.errors import CheckpointError, ConfigError, DTypeError, ShapeError
+from entrenar.optim import SGD, Adam, AdamW, Optimizer
+from entrenar.tensor import Tensor
+
+pytestmark = pytest.mark.tier1
+
+MAKERS: dict[str, Callable[..., Optimizer]] = {
+    "sgd": lambda params: SGD(params, lr=0.1),
+    "momentum": lambda params: SGD(params, lr=0.1, momentum=0.9, weight_decay=0.05),
+    "nesterov": lambda params: SGD(params, lr=0.1, momentum=0.8, nesterov=True),
+    "adam": lambda params: Adam(params, lr=0.01, betas=(0.8, 0.95), weight_decay=0.1),
+    "adamw": lambda params: AdamW(params, lr=0.01, betas=(0.9, 0.99), eps=1e-6, weight_decay=0.2),
+}
+
+
+def reference(name: str, p: np.ndarray, grads: list[np.ndarray]) -> np.ndarray:
+    """The parameter after one step a gradient, in float64."""
+    p = p.astype(np.float64)
+    m, v, buf = np.zeros_like(p), np.zeros_like(p), np.zeros_like(p)
+    for t, g32 in enumerate(grads, 1):
+        g = g32.astype(np.float64)
+        if name == "sgd":
+            p = p - 0.1 * g
+        elif name == "momentum":
+            buf = 0.9 * buf + g + 0.05 * p
+            p = p - 0.1 * buf
+        elif name == "nesterov":
+            buf = 0.8 * buf + g
+            p = p - 0.1 * (g + 0.8 * buf)
+        else:
+            decoupled = name == "adamw"
+            lr, b1, b2, eps, decay = (0.01, 0.9, 0.99, 1e-6, 0.2) if decoupled else (0.01, 0.8, 0.95, 1e-8, 0.1)
+            if decoupled:
+                p = p * (1 - lr * decay)
+            else:
+                g = g + decay * p
+            m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g * g
+            p = p - lr * (m / (1 - b1**t)) / (np.sqrt(v / (1 - b2**t)) + eps)
+    return p
+
+
+def give(tensor: Tensor, grad: np.ndarray | None) -> None:
+    tensor.grad = None if grad is None else Tensor(grad)
+
+
+@pytest.mark.parametrize("name", MAKERS)
+@settings(max_examples=25, deadline=None)
+@given(shape=st.lists(st.integers(1, 33), min_size=0, max_size=2), seed=st.integers(0, 2**32 - 1))
+def test_steps_equal_the_formula(name: str, shape: list[int], seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    start = rng.standard_normal(shape).astype(np.float32)
+    grads = [(rng.standard_normal(shape) * 10.0 ** rng.integers(-3, 3)).astype(np.float32) for _ in range(5)]
+    tensor = Tensor(start.copy(), requires_grad=True)
+    optimizer = MAKERS[name]([tensor])
+    for grad in grads:
+        give(tensor, grad)
+        optimizer.step()
+    np.testing.assert_allclose(tensor.data, reference(name, start, grads), rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_state_puts_the_run_back_bit_for_bit(name: str) -> None:
+    rng = np.random.default_rng(3)
+    grads = [[rng.standard_normal(shape).astype(np.float32) for shape in ((5, 3), (7,))] for _ in range(6)]
+
+    def run(from_step: int, values: list[np.ndarray], state: dict | None) -> tuple[list[bytes], dict, list]:
+        tensors = [Tensor(value.copy(), requires_grad=True) for value in values]
+        optimizer = MAKERS[name](zip(("a", "b"), tensors, strict=True))
+        if state is not None:
+            optimizer.load_state_dict(state)
+        middle: tuple[dict, list] = ({}, [])
+        for i, step in enumerate(grads[from_step:], from_step):
+            if i == 3:
+                middle = optimizer.state_dict(), [t.data.copy() for t in tensors]
+            for tensor, grad in zip(tensors, step, strict=True):
+                give(tensor, grad)
+            optimizer.step()
+        return [t.data.tobytes() for t in tensors], *middle
+
+    first = [rng.standard_normal((5, 3)).astype(np.float32), rng.standard_normal(7).astype(np.float32)]
+    whole, state, values = run(0, first, None)
+    resumed, _, _ = run(3, values, state)
+    assert resumed == whole
+
+
+def test_a_parameter_without_gradient_keeps_its_own_clock() -> None:
+    late, always = Tensor(np.ones(3), requires_grad=True), Tensor(np.ones(3), requires_grad=True)
+    optimizer = AdamW([("late", late), ("always", always)], lr=0.1, weight_decay=0.0)
+    for step in range(4):
+        give(always, np.ones(3, np.float32))
+        give(late, np.ones(3, np.float32) if step == 3 else None)
+        optimizer.step()
+    assert optimizer.steps == {"late": 1, "always": 4}
+    # Adam's first step moves by lr whatever the size of the gradient: only a clock of its own gives that.
+    np.testing.assert_allclose(late.data, 0.9, rtol=1e-6)
+
+
+def test_step_takes_another_rate_and_leaves_the_default() -> None:
+    tensor = Tensor(np.zeros(2), requires_grad=True)
+    optimizer = SGD([tensor], lr=1.0)
+    give(tensor, np.ones(2, np.float32))
+    optimizer.step(lr=0.25)
+    np.testing.assert_array_equal(tensor.data, -0.25)
+    optimizer.step()
+    np.testing.assert_array_equal(tensor.data, -1.25)
+    optimizer.zero_grad()
+    assert tensor.grad is None
+
+
+def test_state_dict_is_a_copy_unless_told_otherwise() -> None:
+    tensor = Tensor(np.zeros(2), requires_grad=True)
+    optimizer = Adam([tensor])
+    give(tensor, np.ones(2, np.float32))
+    optimizer.step()
+    kept, live = optimizer.state_dict(), optimizer.state_dict(copy=False)
+    optimizer.step()
+    assert not np.array_equal(kept["arrays"]["0:m"], live["arrays"]["0:m"])
+    assert live["arrays"]["0:m"] is optimizer.state["0"]["m"]
+
+
+def test_a_step_makes_the_old_graph_unusable() -> None:
+    tensor = Tensor(np.zeros(2), requires_grad=True)
+    before = tensor.version
+    give(tensor, np.ones(2, np.float32))
+    SGD([tensor]).step()
+    assert tensor.version > before
+
+
+@pytest.mark.parametrize(
+    ("make", "field"),
+    [
+        (lambda p: SGD(p, lr=-0.1), "lr"),
+        (lambda p: SGD(p, lr=math.inf), "lr"),
+        (lambda p: SGD(p, lr="1"), "lr"),
+        (lambda p: SGD(p, momentum=1.0), "momentum"),
+        (lambda p: SGD(p, nesterov=True), "nesterov"),
+        (lambda p: SGD(p, weight_decay=-1), "weight_decay"),
+        (lambda p: Adam(p, betas=(1.0, 0.9)), "betas[0]"),
+        (lambda p: Adam(p, betas=(0.9, -0.1)), "betas[1]"),
+        (lambda p: Adam(p, eps=-1e-8), "eps"),
+        (lambda p: AdamW(p, eps=math.nan), "eps"),
+        (lambda p: AdamW(p, weight_decay=math.inf), "weight_decay"),
+        (lambda p: AdamW([]), "params"),
+        (lambda p: AdamW(p + p), "params"),
+        (lambda p: AdamW([("a", p[0]), ("a", Tensor(np.ones(1)))]), "params"),
+        (lambda p: AdamW([Tensor(np.ones((4, 4), np.float32).T[1:])]), "params"),
+    ],
+)
+def test_absurd_hyper_parameters(make: Callable[[list[Tensor]], Optimizer], field: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        make([Tensor(np.ones(2), requires_grad=True)])
+    assert caught.value.field == field
+
+
+def test_only_f32_parameters() -> None:
+    with pytest.raises(DTypeError, match="float16"):
+        AdamW([("w", Tensor(np.ones(2, np.float16)))])
+
+
+def test_a_gradient_of_another_shape_is_refused() -> None:
+    tensor = Tensor(np.ones(2), requires_grad=True)
+    give(tensor, np.ones(3, np.float32))
+    with pytest.raises(ShapeError, match=r"\(3,\).*\(2,\)"):
+        SGD([tensor]).step()
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda s: s.update(kind="SGD"),
+        lambda s: s["steps"].update(other=1),
+        lambda s: s["arrays"].update({"w:q": np.zeros(2, np.float32)}),
+        lambda s: s["arrays"].update({"w:m": np.zeros(3, np.float32)}),
+        lambda s: s["arrays"].update({"w:m": np.zeros(2, np.float64)}),
+        lambda s: s["arrays"].pop("w:m"),
+        lambda s: s["steps"].update(w=-1),
+    ],
+)
+def test_a_state_that_does_not_fit_changes_nothing(spoil: Callable[[dict], None]) -> None:
+    tensor = Tensor(np.zeros(2), requires_grad=True)
+    optimizer = Adam([("w", tensor)])
+    give(tensor, np.ones(2, np.float32))
+    optimizer.step()
+    state, before = optimizer.state_dict(), optimizer.state_dict()
+    spoil(state)
+    with pytest.raises(CheckpointError):
+        optimizer.load_state_dict(state)
+    after = optimizer.state_dict()
+    assert after["steps"] == before["steps"]
+    assert {k: v.tobytes() for k, v in after["arrays"].items()} == {k: v.tobytes() for k, v in before["arrays"].items()}
