@@ -233,7 +233,7 @@ def op(
     def decorate(fn: Callable[P, tuple[Array, Vjp]]) -> Callable[P, Tensor]:
         name = fn.__name__
         signature = inspect.signature(fn)
-        kinds = [str(p.annotation) for p in signature.parameters.values()]
+        kinds = [getattr(p.annotation, "__name__", str(p.annotation)) for p in signature.parameters.values()]
         leading = next((i for i, kind in enumerate(kinds) if not kind.startswith("Tensor")), len(kinds))
         half_index = list(signature.parameters).index(half) if half else -1
 
@@ -246,15 +246,14 @@ def op(
                 args = list(bound.args)
             operands: list[Tensor] = []
             for i, arg in enumerate(args):
-                if isinstance(arg, (tuple, list)):
-                    operands += [t for t in arg if isinstance(t, Tensor)]
-                elif isinstance(arg, Tensor):
-                    if arg.data.dtype != FLOAT32 and i != half_index:
-                        raise DTypeError(f"{name}: operand {i} is {arg.dtype} storage; give float32")
-                    operands.append(arg)
-                elif i < leading and arg is not None:
-                    args[i] = as_tensor(arg)
-                    operands.append(args[i])
+                if i < leading and arg is not None and not isinstance(arg, Tensor):
+                    args[i] = arg = Tensor(arg)
+                found = arg if isinstance(arg, (tuple, list)) else (arg,)
+                for tensor in found:
+                    if isinstance(tensor, Tensor):
+                        if tensor.data.dtype != FLOAT32 and i != half_index:
+                            raise DTypeError(f"{name}: argument {i} is {tensor.dtype} storage; give float32")
+                        operands.append(tensor)
             out, vjp = fn(*args)  # type: ignore[call-arg]
             return _record(name, operands, out, vjp)
 
