@@ -51,27 +51,29 @@ static en_status rms_norm(int64_t rows, int64_t d, const float *x, const float *
     return EN_OK;
 }
 
-/* dx = rstd·(g·w) - x·rstd³·mean(g·w·x) */
+/* dx = rstd·(g·w - n·mean(g·w·n)), n = x·rstd */
 static void rms_norm_dx(void *context, int64_t begin, int64_t end) {
     const struct norm *p = context;
     int64_t d = p->d;
     for (int64_t row = begin; row < end; row++) {
         const float *x = p->x + row * d, *g = p->g + row * d;
         float *dx = p->y + row * d;
-        double r = p->rstd[row];
-        vd acc = vd_zero();
+        vf rstd = v_set(p->rstd[row]);
+        vd along = vd_zero();
         int64_t i = 0;
-        for (; i + VL <= d; i += VL) acc = vd_fma(acc, v_mul(v_load(g + i), v_load(p->w + i)), v_load(x + i));
+        for (; i + VL <= d; i += VL)
+            along = vd_fma(along, v_mul(v_load(g + i), v_load(p->w + i)), v_mul(v_load(x + i), rstd));
         if (i < d)
-            acc = vd_fma(acc, v_mul(v_load_n(g + i, d - i), v_load_n(p->w + i, d - i)), v_load_n(x + i, d - i));
-        vf rstd = v_set((float)r), pull = v_set((float)(r * r * r / (double)d * vd_sum(acc)));
+            along = vd_fma(along, v_mul(v_load_n(g + i, d - i), v_load_n(p->w + i, d - i)),
+                           v_mul(v_load_n(x + i, d - i), rstd));
+        vf pull = v_set((float)(vd_sum(along) / (double)d));
         for (i = 0; i + VL <= d; i += VL) {
-            vf scaled = v_mul(rstd, v_mul(v_load(g + i), v_load(p->w + i)));
-            v_store(dx + i, v_fnma(pull, v_load(x + i), scaled));
+            vf gw = v_mul(v_load(g + i), v_load(p->w + i));
+            v_store(dx + i, v_mul(rstd, v_fnma(v_mul(v_load(x + i), rstd), pull, gw)));
         }
         if (i < d) {
-            vf scaled = v_mul(rstd, v_mul(v_load_n(g + i, d - i), v_load_n(p->w + i, d - i)));
-            v_store_n(dx + i, v_fnma(pull, v_load_n(x + i, d - i), scaled), d - i);
+            vf gw = v_mul(v_load_n(g + i, d - i), v_load_n(p->w + i, d - i));
+            v_store_n(dx + i, v_mul(rstd, v_fnma(v_mul(v_load_n(x + i, d - i), rstd), pull, gw)), d - i);
         }
     }
 }

@@ -15,18 +15,19 @@ TAILS = range(1, 66)
 
 def floats(seed: int, *shape: int, scale: float = 1.0) -> NDArray[np.float32]:
     """Normal numbers."""
-    return (np.random.default_rng(seed).standard_normal(shape) * scale).astype(np.float32)
+    return np.asarray(np.random.default_rng(seed).standard_normal(shape) * scale, np.float32)
 
 
 def wide(x: Array) -> NDArray[np.float64]:
     return np.asarray(x, np.float64)
 
 
-def assert_close(got: Array, want: Array, rel: float = 1e-6) -> None:
-    """The largest error is within rel of the largest value."""
+def assert_close(got: Array, want: Array, rel: float = 1e-6, scale: float | None = None) -> None:
+    """The largest error is within rel of `scale`, by default the largest value (give the terms' where they cancel)."""
     assert got.dtype == np.float32
     assert got.shape == np.shape(want)
-    scale = np.abs(want).max(initial=0)
+    if scale is None:
+        scale = np.abs(want).max(initial=0)
     assert np.abs(wide(got) - want).max(initial=0) <= rel * scale
 
 
