@@ -21,7 +21,6 @@ ROOT = Path(__file__).resolve().parent.parent
 ALLOWED: Mapping[str, tuple[str, ...]] = {
     "numpy": (),
     "ml-dtypes": (),
-    "safetensors": (),
     "jinja2": ("markupsafe",),
     "rich": ("markdown-it-py", "mdurl", "pygments"),
     "tyro": ("docstring-parser", "typeguard", "typing-extensions"),
