@@ -153,7 +153,7 @@ int64_t en_bad_id(void);
 typedef void (*en_range)(void *context, int64_t begin, int64_t end);
 void en_parallel_for(int64_t n, int64_t grain, en_range fn, void *context);
 enum { EN_MAX_THREADS = 256 };
-int en_default_threads(void); /* physical cores in the affinity mask, within the cgroup's quota */
+int en_default_threads(void); /* cores.c */
 int en_get_threads(void);
 void en_set_threads(int n);
 

@@ -1,7 +1,7 @@
 /* One persistent pool of threads; no OpenMP (libgomp is not fork-safe and collides with other runtimes in a process).
  *
  * A job is published by one 64-bit ticket, generation and number of parts together, so that a worker that was late
- * for a job it had no part in can't mistake it for the next one. Waiting spins for some microseconds, then sleeps.
+ * for a job it had no part in can't mistake it for the next one. Idle workers spin for some 100 microseconds, then sleep.
  */
 #define _GNU_SOURCE
 #include "entrenar.h"
@@ -9,31 +9,29 @@
 #include <pthread.h>
 #include <sched.h>
 #include <stdatomic.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #ifdef __x86_64__
 #include <xmmintrin.h>
 #endif
 
-enum { SPINS = 2000 };
+enum { SPINS = 8000 };
 
 static struct {
     pthread_mutex_t turn; /* held by the caller whose job runs */
-    pthread_mutex_t lock; /* guards sleeping */
-    pthread_cond_t work, done;
-    _Atomic uint64_t ticket;  /* generation << 16 | parts */
+    pthread_mutex_t lock; /* guards sleeping, moved and allowed */
+    pthread_cond_t work;
+    _Atomic uint64_t ticket; /* generation << 16 | parts */
     _Atomic int sleepers;
-    _Atomic int pending;      /* parts not finished yet, the caller's own aside */
-    _Atomic int caller_sleeps;
-    int started;              /* workers alive */
+    _Atomic int pending; /* parts not finished yet, the caller's own aside */
+    int started;         /* workers alive: parts 1 to started */
+    pthread_t thread[EN_MAX_THREADS];
+    char asleep[EN_MAX_THREADS], moved[EN_MAX_THREADS];
+    cpu_set_t allowed;
     en_range fn;
     void *context;
     int64_t n;
 } pool = {.turn = PTHREAD_MUTEX_INITIALIZER,
           .lock = PTHREAD_MUTEX_INITIALIZER,
-          .work = PTHREAD_COND_INITIALIZER,
-          .done = PTHREAD_COND_INITIALIZER};
+          .work = PTHREAD_COND_INITIALIZER};
 
 static _Atomic int wanted; /* 0: not decided yet */
 static _Thread_local int inside;
@@ -70,6 +68,36 @@ static void run_part(int part, int parts) {
     pool.fn(pool.context, begin, begin + q + (part < r));
 }
 
+/* Linux likes to wake a thread on the CPU of the one that wakes it; there it would wait for its caller, which is about to
+ * compute. So sleepers are woken anywhere else, and may move again as soon as they run. */
+static void keep_off_this_cpu(int parts) {
+    int here = sched_getcpu();
+    if (here < 0 || sched_getaffinity(0, sizeof pool.allowed, &pool.allowed)) return;
+    if (CPU_COUNT(&pool.allowed) < parts) return;
+    cpu_set_t others = pool.allowed;
+    CPU_CLR(here, &others);
+    for (int part = 1; part < parts; part++)
+        if (pool.asleep[part])
+            pool.moved[part] = pthread_setaffinity_np(pool.thread[part], sizeof others, &others) == 0;
+}
+
+static uint64_t sleep_until_ticket_differs(uint64_t seen, int part) {
+    uint64_t ticket;
+    cpu_set_t allowed;
+    pthread_mutex_lock(&pool.lock);
+    pool.asleep[part] = 1;
+    atomic_fetch_add(&pool.sleepers, 1);
+    while ((ticket = atomic_load(&pool.ticket)) == seen) pthread_cond_wait(&pool.work, &pool.lock);
+    atomic_fetch_sub(&pool.sleepers, 1);
+    pool.asleep[part] = 0;
+    int moved = pool.moved[part];
+    pool.moved[part] = 0;
+    allowed = pool.allowed;
+    pthread_mutex_unlock(&pool.lock);
+    if (moved) pthread_setaffinity_np(pthread_self(), sizeof allowed, &allowed);
+    return ticket;
+}
+
 static void *worker(void *arg) {
     int part = (int)(intptr_t)arg;
     uint64_t seen = 0;
@@ -81,22 +109,12 @@ static void *worker(void *arg) {
             relax();
             ticket = atomic_load_explicit(&pool.ticket, memory_order_acquire);
         }
-        if (ticket == seen) {
-            pthread_mutex_lock(&pool.lock);
-            atomic_fetch_add(&pool.sleepers, 1);
-            while ((ticket = atomic_load(&pool.ticket)) == seen) pthread_cond_wait(&pool.work, &pool.lock);
-            atomic_fetch_sub(&pool.sleepers, 1);
-            pthread_mutex_unlock(&pool.lock);
-        }
+        if (ticket == seen) ticket = sleep_until_ticket_differs(seen, part);
         seen = ticket;
         int parts = (int)(ticket & 0xffff);
         if (part >= parts) continue;
         run_part(part, parts);
-        if (atomic_fetch_sub(&pool.pending, 1) == 1 && atomic_load(&pool.caller_sleeps)) {
-            pthread_mutex_lock(&pool.lock);
-            pthread_cond_signal(&pool.done);
-            pthread_mutex_unlock(&pool.lock);
-        }
+        atomic_fetch_sub_explicit(&pool.pending, 1, memory_order_release);
     }
     return NULL;
 }
@@ -110,7 +128,6 @@ static void after_fork_child(void) {
     pthread_mutex_init(&pool.turn, NULL);
     pthread_mutex_init(&pool.lock, NULL);
     pthread_cond_init(&pool.work, NULL);
-    pthread_cond_init(&pool.done, NULL);
     atomic_store(&pool.ticket, 0);
     atomic_store(&pool.sleepers, 0);
     pool.started = 0;
@@ -121,10 +138,11 @@ static void start_workers(int count) {
     static pthread_once_t once = PTHREAD_ONCE_INIT;
     pthread_once(&once, register_fork);
     while (pool.started < count) {
-        pthread_t id;
-        if (pthread_create(&id, NULL, worker, (void *)(intptr_t)(pool.started + 1))) return;
-        pthread_detach(id);
-        pool.started++;
+        int part = pool.started + 1;
+        pool.asleep[part] = pool.moved[part] = 0;
+        if (pthread_create(&pool.thread[part], NULL, worker, (void *)(intptr_t)part)) return;
+        pthread_detach(pool.thread[part]);
+        pool.started = part;
     }
 }
 
@@ -150,20 +168,19 @@ void en_parallel_for(int64_t n, int64_t grain, en_range fn, void *context) {
     atomic_store(&pool.ticket, generation << 16 | (uint64_t)parts);
     if (atomic_load(&pool.sleepers)) {
         pthread_mutex_lock(&pool.lock);
+        keep_off_this_cpu((int)parts);
         pthread_cond_broadcast(&pool.work);
         pthread_mutex_unlock(&pool.lock);
     }
     inside = 1;
     run_part(0, (int)parts);
     inside = 0;
-    for (int i = 0; i < SPINS && atomic_load_explicit(&pool.pending, memory_order_acquire); i++) relax();
-    if (atomic_load(&pool.pending)) {
-        pthread_mutex_lock(&pool.lock);
-        atomic_store(&pool.caller_sleeps, 1);
-        while (atomic_load(&pool.pending)) pthread_cond_wait(&pool.done, &pool.lock);
-        atomic_store(&pool.caller_sleeps, 0);
-        pthread_mutex_unlock(&pool.lock);
-    }
+    /* Parts are alike, so the wait is short; yielding lets a worker run that has no CPU of its own. */
+    for (int i = 0; atomic_load_explicit(&pool.pending, memory_order_acquire); i++)
+        if (i < SPINS)
+            relax();
+        else
+            sched_yield();
     pthread_mutex_unlock(&pool.turn);
     leave_fp(fp);
 }
@@ -178,85 +195,3 @@ int en_get_threads(void) {
 }
 
 void en_set_threads(int n) { atomic_store(&wanted, n < 1 ? 1 : n > EN_MAX_THREADS ? EN_MAX_THREADS : n); }
-
-/* ---- how many threads by default ---- */
-
-static int read_line(const char *path, char *line, int size) {
-    FILE *f = fopen(path, "re");
-    if (!f) return 0;
-    int ok = fgets(line, size, f) != NULL;
-    fclose(f);
-    if (ok) line[strcspn(line, "\n")] = 0;
-    return ok;
-}
-
-/* Cores among the CPUs we may run on: hyper-threads of one core have the same list of siblings. */
-static int physical_cores(void) {
-    cpu_set_t mask;
-    if (sched_getaffinity(0, sizeof mask, &mask)) return 1;
-    static char siblings[EN_MAX_THREADS][64];
-    int cores = 0;
-    for (int cpu = 0; cpu < CPU_SETSIZE && cores < EN_MAX_THREADS; cpu++) {
-        if (!CPU_ISSET(cpu, &mask)) continue;
-        char path[96], *mine = siblings[cores];
-        snprintf(path, sizeof path, "/sys/devices/system/cpu/cpu%d/topology/thread_siblings_list", cpu);
-        if (!read_line(path, mine, 64)) snprintf(mine, 64, "cpu%d", cpu);
-        int known = 0;
-        for (int i = 0; i < cores; i++) known |= !strcmp(siblings[i], mine);
-        cores += !known;
-    }
-    return cores ? cores : 1;
-}
-
-/* CPUs that one cgroup directory grants; 0 when it sets no limit. */
-static double quota_in(const char *directory) {
-    char path[600], line[64];
-    double quota = -1, period = 0;
-    snprintf(path, sizeof path, "%s/cpu.max", directory); /* v2: "max 100000" or "150000 100000" */
-    if (read_line(path, line, sizeof line)) {
-        if (sscanf(line, "%lf %lf", &quota, &period) != 2) return 0;
-    } else { /* v1 */
-        snprintf(path, sizeof path, "%s/cpu.cfs_quota_us", directory);
-        if (read_line(path, line, sizeof line)) quota = atof(line);
-        snprintf(path, sizeof path, "%s/cpu.cfs_period_us", directory);
-        if (read_line(path, line, sizeof line)) period = atof(line);
-    }
-    return quota > 0 && period > 0 ? quota / period : 0;
-}
-
-static double smaller_quota(double a, double b) { return a > 0 && (b <= 0 || a < b) ? a : b; }
-
-/* The tightest limit on the way from our cgroup up to its root; 0: none. */
-static double cgroup_quota(void) {
-    FILE *f = fopen("/proc/self/cgroup", "re");
-    if (!f) return 0;
-    double best = 0;
-    char line[512];
-    while (fgets(line, sizeof line, f)) { /* "0::/a/b" (v2) or "4:cpu,cpuacct:/a/b" (v1) */
-        line[strcspn(line, "\n")] = 0;
-        char *controllers = strchr(line, ':');
-        char *group = controllers ? strchr(controllers + 1, ':') : NULL;
-        if (!group) continue;
-        *group++ = 0;
-        controllers++;
-        int v1 = strstr(controllers, "cpu") && strncmp(controllers, "cpuset", 6);
-        if (*controllers && !v1) continue;
-        for (;;) {
-            char directory[560];
-            snprintf(directory, sizeof directory, "/sys/fs/cgroup%s%s", v1 ? "/cpu" : "", strcmp(group, "/") ? group : "");
-            best = smaller_quota(quota_in(directory), best);
-            char *slash = strrchr(group, '/');
-            if (!slash || !*group) break;
-            *slash = 0;
-        }
-    }
-    fclose(f);
-    return best;
-}
-
-int en_default_threads(void) {
-    int n = physical_cores();
-    double quota = cgroup_quota();
-    if (quota > 0 && quota < n) n = quota < 1 ? 1 : (int)quota;
-    return n;
-}
