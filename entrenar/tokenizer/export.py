@@ -69,7 +69,7 @@ def _described(
             GGML + "model": "llama",
             GGML + "pre": "default",
             GGML + "scores": _scores(tokens, pairs, added),
-            GGML + "add_space_prefix": tokenizer._strips_space,
+            GGML + "add_space_prefix": tokenizer.strips_space,
         }
     return {
         **kind,

@@ -35,6 +35,8 @@ class Tokenizer:
         add_bos, add_eos: whether `encode` frames a text with them.
         chat_template: the model's own Jinja template, or None.
         vocab_size: number of ids (the highest one plus 1).
+        special_ids: ids that are no text, hidden by `decode`.
+        strips_space: whether encoding puts a space before a text, which decoding takes away.
     """
 
     def __init__(
@@ -53,7 +55,7 @@ class Tokenizer:
     ) -> None:
         """`config` is the tokenizer_config.json, `gguf` the small GGUF keys it came from, where it did."""
         self.engine = engine
-        self._piece, self._strips_space = pieces.decoding(engine)
+        self._piece, self.strips_space = pieces.decoding(engine)
         added = engine.get_added_tokens_decoder()
         self.special_ids = frozenset(i for i, token in added.items() if token.special)
         top = max(added, default=-1)
@@ -152,10 +154,16 @@ class Tokenizer:
         return data.decode("utf-8", "replace")
 
     def stream(self, prefix: Iterable[int] = (), skip_special: bool = True) -> Stream:
-        """A decoder for ids that come one by one; `prefix` are the ids before them, whose text is known."""
+        """A decoder for ids that come one by one; `prefix` are the ids before them, whose text is known.
+
+        An answer after a prompt begins with the space that its first token holds, unless the prompt is empty or ends
+        with a special token, after which SentencePiece puts a space that is not text.
+        """
         stream = Stream(self, skip_special)
-        for i in prefix:
-            stream.push(i)
+        last = None
+        for last in prefix:
+            stream.push(last)
+        stream.strip = self.strips_space and (last is None or last in self.special_ids)
         return stream
 
     def token(self, id: int) -> str:
@@ -209,14 +217,14 @@ class Stream:
     def __init__(self, tokenizer: Tokenizer, skip_special: bool = True) -> None:
         self._tokenizer = tokenizer
         self._hidden = tokenizer.special_ids if skip_special else frozenset()
-        self._strip = tokenizer._strips_space
+        self.strip = tokenizer.strips_space
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
 
     def bytes_of(self, id: int) -> bytes:
         """Bytes of the next id; the first visible one loses the space that encoding put in front."""
         data = b"" if id in self._hidden else self._tokenizer.token_bytes(id)
-        if self._strip and data:
-            self._strip = False
+        if self.strip and data:
+            self.strip = False
             data = data.removeprefix(b" ")
         return data
 
