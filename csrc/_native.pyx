@@ -79,6 +79,8 @@ cdef extern from "entrenar.h" nogil:
     # The members as csrc/entrenar.h has them; wrappers below use them by name.
     cdef struct en_kernels:
         en_status (*gemm)(const en_gemm *) noexcept nogil
+        en_status (*attention)(const en_attention *) noexcept nogil
+        en_status (*attention_backward)(const en_attention *) noexcept nogil
         en_status (*copy)(const en_view *, float *) noexcept nogil
         en_status (*unary)(en_unary, const en_view *, float *) noexcept nogil
         en_status (*unary_backward)(en_unary, int64_t, const float *, const float *, float *) noexcept nogil
@@ -419,6 +421,7 @@ def matmul(a, b, bint trans_a=False, bint trans_b=False, out=None, bint accumula
     return pc
 
 
+include "pyx/attention.pxi"
 include "pyx/elementwise.pxi"
 include "pyx/layers.pxi"
 include "pyx/optimizers.pxi"

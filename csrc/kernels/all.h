@@ -5,6 +5,7 @@
 #include "vmath.h"
 
 #include "gemm.h"
+#include "attention.h"
 
 #include "adamw.h"
 #include "convert.h"
@@ -20,7 +21,7 @@
 #include "swiglu.h"
 
 #define EN_KERNELS                                                                                      \
-    .gemm = gemm,                                                                                       \
+    .gemm = gemm, .attention = attention, .attention_backward = attention_backward,                    \
     .copy = copy, .unary = unary, .unary_backward = unary_backward, .binary = binary, .add_inplace =    \
     add_inplace, .scale_inplace = scale_inplace, .sum = sum, .sum_squares = sum_squares, .all_finite =  \
     all_finite, .softmax = softmax, .softmax_backward = softmax_backward, .rms_norm = rms_norm,         \
