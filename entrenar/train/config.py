@@ -36,8 +36,9 @@ class TrainConfig:
     seq_len: int = _setting(512, "longest sequence in tokens; longer samples are cut", low=2)
     packing: bool = _setting(True, "several short samples share a sequence, without seeing each other")
     mask_prompt: bool = _setting(False, "learn from completions only, not from prompts")
+    random_crops: bool = _setting(False, "plain text: draw windows anywhere in it instead of one after another")
     valid_fraction: float = _setting(
-        0.0, "share of the samples held out for evaluation where the data has no valid file", below=1
+        0.0, "share of the data, from its end, held out for evaluation where there is no valid file", below=1
     )
     # optimizer
     optimizer: Literal["adamw", "adam", "sgd"] = _setting("adamw", "optimizer")
@@ -72,8 +73,7 @@ class TrainConfig:
     eval_every: int | None = _setting(None, "steps between two evaluations; one always comes at the end", low=1,
                                       result=False)  # fmt: skip
     eval_batches: int | None = _setting(None, "batches an evaluation uses at most (default: all)", low=1, result=False)
-    save_every: int | None = _setting(None, "steps between two checkpoints; one always comes at the end", low=1,
-                                      result=False)  # fmt: skip
+    save_every: int = _setting(250, "steps between two checkpoints; one always comes at the end", low=1, result=False)
     keep_checkpoints: int = _setting(2, "newest checkpoints that are kept", low=1, result=False)
 
     def __post_init__(self) -> None:
