@@ -17,10 +17,10 @@ ROWS = (
     ("quant",),
     ("tensor", "formats", "tokenizer"),
     ("ops",),
-    ("nn", "optim", "data"),
+    ("nn", "optim", "data", "observe"),  # a run in a directory keeps its own metrics; displays attach in the CLI
     ("generate",),
     ("models",),
-    ("train", "observe"),
+    ("train",),
     ("quickstart",),
     ("cli",),
 )
