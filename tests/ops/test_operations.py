@@ -1,0 +1,260 @@
+"""What single operations promise beyond their gradients: 16-bit storage, options, and errors that say what
+and where."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import ml_dtypes
+import numpy as np
+import pytest
+import reference as ref
+
+from entrenar import ops
+from entrenar.errors import DataError, DTypeError, EntrenarError, ShapeError, UsageError
+from entrenar.tensor import Tensor, manual_seed
+
+pytestmark = pytest.mark.tier1
+rng = np.random.default_rng(8)
+
+
+def zeros(*shape: int) -> Tensor:
+    return Tensor(np.zeros(shape))
+
+
+def normal(*shape: int, requires_grad: bool = False) -> Tensor:
+    return Tensor(rng.normal(size=shape), requires_grad=requires_grad)
+
+
+# ---- frozen weights in 16 bits
+
+HALVES = pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16], ids=["float16", "bfloat16"])
+
+
+@HALVES
+def test_16_bit_weights_are_used_as_they_are(dtype: type) -> None:
+    w = Tensor(rng.normal(size=(7, 5)).astype(dtype))
+    wide = w.numpy().astype(np.float64)
+    x = normal(3, 5, requires_grad=True)
+    y = ops.linear(x, w)
+    assert ref.error(y.numpy(), ref.linear(x.numpy(), wide)) < 1e-5
+    y.sum().backward()
+    assert ref.error(x.grad.numpy(), np.broadcast_to(wide.sum(0), (3, 5))) < 1e-5
+    product = normal(3, 7) @ w
+    assert product.dtype == np.float32
+    ids = np.array([[6, 0], [3, 3]])
+    np.testing.assert_array_equal(ops.embedding(w, ids).numpy(), wide[ids].astype(np.float32))
+    assert w.grad is None
+
+
+@HALVES
+def test_16_bit_storage_is_refused_elsewhere(dtype: type) -> None:
+    w, x = Tensor(np.ones((3, 3), dtype)), zeros(3, 3)
+    for call in (
+        lambda: x + w, lambda: w @ x, lambda: ops.linear(w, x), lambda: ops.relu(w), lambda: ops.concat([x,
+        w]),
+        lambda: ops.linear(x, x, lora=(w, x, 1.0)), lambda: ops.rms_norm(x, w[0]),
+    ):
+        with pytest.raises(DTypeError, match=r"float16 storage; give float32"):
+            call()
+    w.requires_grad = True
+    for call in (lambda: ops.linear(x, w), lambda: ops.embedding(w, [0]), lambda: x @ w):
+        with pytest.raises(DTypeError, match="no gradient"):
+            call()
+
+
+# ---- linear
+
+
+def test_lora_with_zero_b_is_the_base_to_the_bit() -> None:
+    x, w, bias = normal(4, 6), normal(5, 6), normal(5)
+    plain = ops.linear(x, w, bias).numpy()
+    np.testing.assert_array_equal(ops.linear(x, w, bias, lora=(normal(3, 6), zeros(5, 3), 2.0)).numpy(),
+    plain)
+
+
+def test_frozen_weights_cost_no_gradient() -> None:
+    x, w = normal(4, 6, requires_grad=True), normal(5, 6)
+    a, b = normal(3, 6, requires_grad=True), normal(5, 3, requires_grad=True)
+    y = ops.linear(x, w, lora=(a, b, 2.0))
+    assert y._node.vjp(np.ones((4, 5), np.float32))[1] is None
+    y.sum().backward()
+    assert w.grad is None
+    assert (a.grad.shape, b.grad.shape) == (a.shape, b.shape)
+
+
+def test_one_node_each() -> None:
+    """The fused operations keep the tape short: the parents of the last node are the leaves."""
+    x, w = normal(4, 6, requires_grad=True), normal(6, 6, requires_grad=True)
+    lora = (normal(3, 6, requires_grad=True), normal(6, 3, requires_grad=True), 2.0)
+    assert ops.linear(x, w, None, lora)._node.parents == [x, w, *lora[:2]]
+    assert ops.swiglu(x, w[:4])._node.parents[0] is x
+    assert ops.cross_entropy(x, [1, 2, 3, 4])._node.parents == [x]
+
+
+# ---- attention and rope
+
+
+def test_attention_of_a_cache_slice_equals_that_of_a_copy() -> None:
+    cache = rng.normal(size=(2, 16, 2, 4)).astype(np.float32)
+    q, k = normal(2, 1, 4, 4), Tensor(cache[:, :7])
+    assert not k.numpy().flags.c_contiguous
+    np.testing.assert_array_equal(
+        ops.attention(q, k, k).numpy(), ops.attention(q, Tensor(cache[:, :7].copy()), Tensor(cache[:,
+        :7].copy())).numpy()
+    )
+
+
+def test_attention_is_causal_to_the_bit() -> None:
+    q, k, v = normal(1, 9, 2, 4), normal(1, 9, 2, 4), normal(1, 9, 2, 4)
+    before = ops.attention(q, k, v).numpy().copy()
+    for x in (k, v):
+        x.data[:, 6:] = 1e3
+    after = ops.attention(q, k, v).numpy()
+    np.testing.assert_array_equal(after[:, :6], before[:, :6])
+    assert (after[:, 6:] != before[:, 6:]).any()
+
+
+def test_packed_sequences_do_not_see_each_other() -> None:
+    a, b = (tuple(normal(1, n, 2, 4) for _ in range(3)) for n in (3, 4))
+    packed = [Tensor(np.concatenate([x.numpy(), y.numpy()], 1)) for x, y in zip(a, b, strict=True)]
+    out = ops.attention(*packed, starts=np.array([[0, 0, 0, 3, 3, 3, 3]])).numpy()
+    alone = np.concatenate([ops.attention(*a).numpy(), ops.attention(*b).numpy()], 1)
+    np.testing.assert_allclose(out, alone, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_rope_depends_on_distance_alone(interleaved: bool) -> None:
+    angles = np.outer(np.arange(40), 0.7 ** np.arange(3))
+    cos, sin = np.cos(angles), np.sin(angles)
+    q, k = normal(1, 1, 1, 6), normal(1, 1, 1, 6)
+
+    def score(i: int, j: int) -> float:
+        turned = [
+            ops.rope(x, cos[p : p + 1], sin[p : p + 1], interleaved).numpy().ravel() for x, p in ((q, i), (k,
+            j))
+        ]
+        return float(turned[0] @ turned[1])
+
+    assert score(7, 3) == pytest.approx(score(29, 25), abs=1e-5)
+    assert score(7, 3) != pytest.approx(score(7, 5), abs=1e-3)
+
+
+# ---- dropout
+
+
+def test_dropout_keeps_its_share_and_the_mean() -> None:
+    manual_seed(0)
+    y = ops.dropout(Tensor(np.ones(100_000)), 0.3).numpy()
+    kept = y != 0
+    assert np.unique(y[kept]).tolist() == [np.float32(1 / 0.7)]
+    assert abs(kept.mean() - 0.7) < 0.01
+    neighbours = np.corrcoef(kept[:-1], kept[1:])[0, 1]
+    assert abs(neighbours) < 0.02
+
+
+def test_dropout_gives_its_gradient_to_what_it_kept() -> None:
+    x = Tensor(np.ones(50), requires_grad=True)
+    y = ops.dropout(x, 0.5)
+    y.sum().backward()
+    np.testing.assert_array_equal(x.grad.numpy(), y.numpy())
+
+
+def test_dropout_outside_training_draws_nothing() -> None:
+    manual_seed(0)
+    x = normal(5)
+    np.testing.assert_array_equal(ops.dropout(x, 0.9, training=False).numpy(), x.numpy())
+    first = ops.dropout(x, 0.5).numpy()
+    manual_seed(0)
+    np.testing.assert_array_equal(ops.dropout(x, 0.5).numpy(), first)
+
+
+# ---- cross-entropy
+
+
+def test_uniform_logits_cost_the_logarithm_of_the_vocabulary() -> None:
+    assert ops.cross_entropy(zeros(4, 11), [0, 3, 10, -100]).item() == pytest.approx(np.log(11), rel=1e-6)
+
+
+def test_denominator_makes_micro_batches_add_up() -> None:
+    logits, labels = normal(6, 9), np.array([1, -100, 3, 4, -100, 8])
+    whole = ops.cross_entropy(logits, labels).item()
+    parts = sum(ops.cross_entropy(logits[i : i + 2], labels[i : i + 2], denominator=4).item() for i in (0, 2, 4))
+    assert parts == pytest.approx(whole, rel=1e-6)
+    assert ops.cross_entropy(logits, np.full(6, -100), denominator=4).item() == 0
+
+
+def test_ignored_positions_get_no_gradient_whatever_they_hold() -> None:
+    logits = normal(3, 5, requires_grad=True)
+    logits.data[1] = np.nan
+    ops.cross_entropy(logits, [1, -100, 2]).backward()
+    np.testing.assert_array_equal(logits.grad.numpy()[1], 0)
+    assert np.isfinite(logits.grad.numpy()).all()
+
+
+# ---- errors
+
+ERRORS: list[tuple[type[EntrenarError], str, Callable[[], object]]] = [
+    (ShapeError, r"add.*\(2, 3\).*\(4,\)", lambda: zeros(2, 3) + zeros(4)),
+    (ShapeError, r"matmul: \(2, 3\) @ \(2, 3\)", lambda: zeros(2, 3) @ zeros(2, 3)),
+    (ShapeError, r"matmul: \(2, 1, 3\) @ \(3, 3, 1\)", lambda: zeros(2, 1, 3) @ zeros(3, 3, 1)),
+    (ShapeError, r"matmul: \(\) @ \(3,\)", lambda: zeros() @ zeros(3)),
+    (ShapeError, r"linear: x \(2, 3\), weight \(4, 5\)", lambda: ops.linear(zeros(2, 3), zeros(4, 5))),
+    (ShapeError, r"linear: bias \(5,\)", lambda: ops.linear(zeros(2, 3), zeros(4, 3), zeros(5))),
+    (
+        ShapeError, r"lora A \(2, 4\) and B \(4, 2\); needed are \(r, 3\) and \(4, r\)",
+        lambda: ops.linear(zeros(2, 3), zeros(4, 3), lora=(zeros(2, 4), zeros(4, 2), 1.0)),
+    ),
+    (
+        ShapeError, r"lora input \(1, 3\)",
+        lambda: ops.linear(zeros(2, 3), zeros(4, 3), lora=(zeros(2, 3), zeros(4, 2), 1.0, zeros(1, 3))),
+    ),
+    (ShapeError, r"sum: axis 2 for a tensor of 2", lambda: zeros(2, 3).sum(2)),
+    (ShapeError, r"mean: axis \(0, -2\)", lambda: zeros(2, 3).mean((0, -2))),
+    (ShapeError, r"reshape: \(2, 3\) \(6 elements\) into \(4, -1\)", lambda: zeros(2, 3).reshape(4, -1)),
+    (ShapeError, r"transpose: \(0, 1\).*\(2, 3, 4\)", lambda: zeros(2, 3, 4).transpose(0, 1)),
+    (ShapeError, r"transpose: axis \(0, 0\)", lambda: zeros(2, 3).transpose(0, 0)),
+    (ShapeError, r"slice: 5 of \(2, 3\)", lambda: zeros(2, 3)[5]),
+    (ShapeError, r"slice: .* of \(2,\)", lambda: zeros(2)[0, 0]),
+    (ShapeError, r"slice: .* of \(2,\)", lambda: zeros(2)[::0]),
+    (DTypeError, r"slice: an index of type ndarray", lambda: zeros(2, 3)[np.array([0])]),
+    (DTypeError, r"slice: an index of type bool", lambda: zeros(2, 3)[True]),
+    (ShapeError, r"concat: shapes \[\(2, 3\), \(2, 4\)\] along axis 0", lambda: ops.concat([zeros(2, 3), zeros(2, 4)])),
+    (ShapeError, r"concat", lambda: ops.concat([])),
+    (DTypeError, r"concat: give a list of Tensors", lambda: ops.concat([np.zeros(3)])),
+    (ShapeError, r"softmax: axis 0 for a tensor of 0", lambda: ops.softmax(zeros(), 0)),
+    (ShapeError, r"swiglu: gate \(2,\) and up \(3,\)", lambda: ops.swiglu(zeros(2), zeros(3))),
+    (UsageError, r"gelu: approximate='erf'", lambda: ops.gelu(zeros(2), "erf")),
+    (ShapeError, r"rms_norm: weight \(2,\) for x \(2, 3\)", lambda: ops.rms_norm(zeros(2, 3), zeros(2))),
+    (ShapeError, r"layer_norm: bias \(1,\)", lambda: ops.layer_norm(zeros(2, 3), zeros(3), zeros(1))),
+    (ShapeError, r"rope: x \(2, 3\)", lambda: ops.rope(zeros(2, 3), [[1.0]], [[0.0]])),
+    (ShapeError, r"rope: x .*cos \(3, 2\)", lambda: ops.rope(zeros(1, 2, 1, 4), np.ones((3, 2)), np.ones((3, 2)))),
+    (ShapeError, r"turns 6 of the 4", lambda: ops.rope(zeros(1, 2, 1, 4), np.ones((2, 3)), np.ones((2, 3)))),
+    (
+        ShapeError, r"attention: q \(1, 3, 2, 4\), k \(1, 2, 2, 4\)",
+        lambda: ops.attention(zeros(1, 3, 2, 4), zeros(1, 2, 2, 4), zeros(1, 2, 2, 4)),
+    ),
+    (ShapeError, r"multiple of Hkv", lambda: ops.attention(zeros(1, 2, 3, 4), zeros(1, 2, 2, 4), zeros(1, 2,
+    2, 4))), (
+        ShapeError, r"starts \(1, 3\)",
+        lambda: ops.attention(*[zeros(1, 2, 1, 4)] * 3, starts=np.zeros((1, 3))),
+    ),
+    (UsageError, r"window -1", lambda: ops.attention(*[zeros(1, 2, 1, 4)] * 3, window=-1)),
+    (ShapeError, r"embedding: weight \(3,\)", lambda: ops.embedding(zeros(3), [0])),
+    (EntrenarError, r"5", lambda: ops.embedding(zeros(5, 2), [0, 5])),
+    (EntrenarError, r"-1", lambda: ops.embedding(zeros(5, 2), [-1])),
+    (DTypeError, r"embedding: ids of type float64", lambda: ops.embedding(zeros(5, 2), [0.5])),
+    (UsageError, r"dropout: p=1", lambda: ops.dropout(zeros(2), 1.0)),
+    (UsageError, r"dropout: p=nan", lambda: ops.dropout(zeros(2), float("nan"))),
+    (ShapeError, r"labels \(3,\) for logits \(2, 5\)", lambda: ops.cross_entropy(zeros(2, 5), [0, 1, 2])),
+    (DataError, r"label 5 is outside 0 … 4", lambda: ops.cross_entropy(zeros(2, 5), [0, 5])),
+    (DataError, r"label -1 ", lambda: ops.cross_entropy(zeros(2, 5), [0, -1])),
+    (DataError, r"all 2 labels are -100", lambda: ops.cross_entropy(zeros(2, 5), [-100, -100])),
+    (UsageError, r"denominator 0", lambda: ops.cross_entropy(zeros(2, 5), [0, 1], denominator=0)),
+]
+
+
+@pytest.mark.parametrize(("error", "message", "call"), ERRORS, ids=[m for _, m, _ in ERRORS])
+def test_errors_say_what_and_where(error: type[EntrenarError], message: str, call: Callable[[], object]) -> None:
+    with pytest.raises(error, match=message):
+        call()
