@@ -106,3 +106,4 @@ def test_operands_and_the_incoming_gradient_are_left_alone(sample: Sample) -> No
     np.testing.assert_array_equal(y.numpy(), value)
     for x, operand in zip(xs, sample.operands, strict=True):
         np.testing.assert_array_equal(x.numpy(), operand)
+        assert x.numpy().flags.writeable  # an optimizer will want to

@@ -63,6 +63,21 @@ def test_16_bit_storage_is_refused_elsewhere(dtype: type) -> None:
             call()
 
 
+# ---- pow at its corners
+
+
+def test_the_gradient_of_pow_at_zero_is_that_of_the_limit() -> None:
+    x = Tensor([0.0, 2.0, -3.0], requires_grad=True)
+    (x**0).sum().backward()
+    assert x.grad.numpy().tolist() == [0, 0, 0]
+    x.grad = None
+    (x**2).sum().backward()
+    assert x.grad.numpy().tolist() == [0, 4, -6]
+    exponent = Tensor([2.0, 0.0, 1.0], requires_grad=True)
+    (np.array([0.0, 0.0, 1.0], np.float32) ** exponent).sum().backward()
+    assert exponent.grad.numpy().tolist() == [0, 0, 0]
+
+
 # ---- linear
 
 
@@ -97,12 +112,14 @@ def test_one_node_each() -> None:
 
 def test_attention_of_a_cache_slice_equals_that_of_a_copy() -> None:
     cache = rng.normal(size=(2, 16, 2, 4)).astype(np.float32)
-    q, k = normal(2, 1, 4, 4), Tensor(cache[:, :7])
-    assert not k.numpy().flags.c_contiguous
-    np.testing.assert_array_equal(
-        ops.attention(q, k, k).numpy(), ops.attention(q, Tensor(cache[:, :7].copy()), Tensor(cache[:,
-        :7].copy())).numpy()
-    )
+    q = normal(2, 3, 4, 4)
+    part, whole = Tensor(cache[:, :7], requires_grad=True), Tensor(cache[:, :7].copy(), requires_grad=True)
+    assert not part.numpy().flags.c_contiguous
+    outs = [ops.attention(q, k, k) for k in (part, whole)]
+    np.testing.assert_array_equal(outs[0].numpy(), outs[1].numpy())
+    for out in outs:
+        out.backward(np.ones(out.shape))
+    np.testing.assert_array_equal(part.grad.numpy(), whole.grad.numpy())
 
 
 def test_attention_is_causal_to_the_bit() -> None:

@@ -77,6 +77,16 @@ def test_a_value_with_a_graph_that_the_function_closes_over() -> None:
     np.testing.assert_allclose(y.grad.numpy(), 8 * x.numpy() ** 3, rtol=1e-5)
 
 
+def test_two_values_closed_over_that_share_one_gradient_stay_apart() -> None:
+    x, y, z = leaf(3), leaf(3), leaf(3)
+    u, v = x * 2, y * 3
+    out = checkpoint(lambda a: (u + v) + a, z)
+    (out + u * 5).sum().backward()
+    assert x.grad.numpy().tolist() == [12] * 3
+    assert y.grad.numpy().tolist() == [3] * 3
+    assert z.grad.numpy().tolist() == [1] * 3
+
+
 def test_one_argument_twice_and_other_arguments() -> None:
     x = leaf(3)
     out = checkpoint(lambda a, b, power, scale: a * b**power * scale, x, x, 2, scale=3.0)
