@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "entrenar"
 
 ROWS = (
     ("errors",),
-    ("_native", "_cuda", "observe.events"),
+    ("_native", "_cuda", "observe.events", "random"),
     ("backend", "random"),
     ("quant",),
     ("tensor", "formats", "tokenizer"),
