@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "entrenar"
 
 ROWS = (
     ("errors",),
-    ("_native", "_cuda", "observe.events", "random"),
+    ("_native", "_cuda", "observe.events"),
     ("backend", "random"),
     ("quant",),
     ("tensor", "formats", "tokenizer"),

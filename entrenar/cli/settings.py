@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import io
+import json
 import re
 import tomllib
 import typing
@@ -47,6 +48,7 @@ class Setting:
     help: str
     many: bool = False
     switch: bool = False
+    unset: bool = False  # a switch that may also be left open (None)
     positional: bool = False
     required: bool = False
 
@@ -64,19 +66,21 @@ SPELLINGS = "name=VALUE means --name VALUE; --config F.toml reads settings from 
 
 
 def settings_of(command: type) -> dict[str, Setting]:
-    """Name -> setting, in the order of the fields."""
+    """Name -> setting, in the order of the fields, then other programs' names (``command.ALIASES``) for the same."""
     kinds = typing.get_type_hints(command)
-    return {
+    own = {
         f.name: Setting(
             f.name,
             f.metadata.get("help", ""),
             many=typing.get_origin(kinds[f.name]) in (tuple, list),
-            switch=kinds[f.name] is bool,
+            switch=kinds[f.name] in (bool, bool | None),
+            unset=kinds[f.name] == bool | None,
             positional=f.metadata.get("positional", False),
             required=f.default is MISSING and f.default_factory is MISSING,
         )
         for f in fields(command)
     }
+    return own | {alias: own[name] for alias, name in getattr(command, "ALIASES", {}).items() if name in own}
 
 
 def parse(command: type[T], args: Sequence[str], prog: str) -> T | None:
@@ -120,7 +124,7 @@ def read_words(known: Mapping[str, Setting], args: Sequence[str]) -> Words:
             setting = _find(name, known, f"flag --{key}")
             if setting.switch and not equals:
                 equals, value = "=", "true"
-            result[name] = [value] if equals else []
+            result[setting.name] = [value] if equals else []
             opened = None if equals else setting
         elif opened and (not result[opened.name] or (opened.many and not (equals and name in known))):
             result[opened.name].append(word)
@@ -182,6 +186,8 @@ def _typed(command: type[T], known: Mapping[str, Setting], words: Words, prog: s
         setting = known[name]
         if setting.many:
             args += [setting.flag, *given]
+        elif setting.unset and given in (["true"], ["false"]):
+            args.append(f"{setting.flag}={given[0].capitalize()}")
         elif setting.switch and given in (["true"], ["false"]):
             args.append(setting.flag if given == ["true"] else f"--no-{setting.flag[2:]}")
         elif len(given) == 1 and not setting.switch:
@@ -206,6 +212,19 @@ def _sentence(box: str, command: str) -> str:
     text = re.sub(r"invalid literal for int\(\) with base 10: (.*)", r"\1 is not a whole number", text)
     text = re.sub(r"could not convert string to float: (.*)", r"\1 is not a number", text)
     return text or "the settings could not be read"
+
+
+def to_toml(settings: object) -> str:
+    """The settings of a command as the file that ``--config`` reads; what is None is left out."""
+    lines = []
+    for f in fields(settings):  # type: ignore[arg-type]
+        value = getattr(settings, f.name)
+        if value is not None:
+            value = list(value) if isinstance(value, tuple) else value
+            # JSON's strings, numbers, booleans and lists are TOML's too, but for DEL, which TOML wants escaped.
+            written = json.dumps(value).replace("\x7f", "\\u007f")
+            lines.append(f"{f.name} = {written}")
+    return "\n".join([*lines, ""])
 
 
 def _help(command: type, known: Mapping[str, Setting], prog: str) -> str:
