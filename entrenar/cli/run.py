@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from entrenar.cli.output import note, print_json
 from entrenar.cli.settings import option, required, to_toml
-from entrenar.formats.files import write_text
+from entrenar.formats.files import atomic_file
 from entrenar.models.causal_lm import CausalLM, count_parameters
 from entrenar.observe.events import subscribed
 from entrenar.observe.sinks import display
@@ -56,7 +56,8 @@ class RunSettings(TrainConfig, ABC):
         trainer = Trainer(model, self.data_paths(), self.train_config())
         out = Path(self.out)
         out.mkdir(parents=True, exist_ok=True)
-        write_text(out / "settings.toml", to_toml(self))
+        with atomic_file(out / "settings.toml") as file:
+            file.write(to_toml(self).encode())
         with display() as sink, subscribed(sink):
             result = trainer.fit()
         if result.stopped_by is not None:
