@@ -23,7 +23,7 @@ static inline float half_at(const uint8_t *p) {
     return lanes[0];
 }
 
-static void decode_q4_0(const uint8_t *raw, float *y) {
+static void decode_q4_0(const uint8_t *restrict raw, float *restrict y) {
     float d = half_at(raw);
     for (int i = 0; i < 16; i++) {
         y[i] = (float)((raw[2 + i] & 15) - 8) * d;
@@ -31,7 +31,7 @@ static void decode_q4_0(const uint8_t *raw, float *y) {
     }
 }
 
-static void decode_q8_0(const uint8_t *raw, float *y) {
+static void decode_q8_0(const uint8_t *restrict raw, float *restrict y) {
     float d = half_at(raw);
     const int8_t *q = (const int8_t *)(raw + 2);
     for (int i = 0; i < 32; i++) y[i] = (float)q[i] * d;
@@ -39,7 +39,7 @@ static void decode_q8_0(const uint8_t *raw, float *y) {
 
 /* Groups 0 to 3 keep their scale in the low 6 bits of byte g and their min in those of byte g + 4; the upper pairs of
  * these bytes complete the nibbles that groups 4 to 7 have in bytes 8 to 11. */
-static void decode_q4_k(const uint8_t *raw, float *y) {
+static void decode_q4_k(const uint8_t *restrict raw, float *restrict y) {
     float d = half_at(raw), dmin = half_at(raw + 2);
     const uint8_t *packed = raw + 4, *q = raw + 16;
     for (int g = 0; g < 8; g++) {
@@ -54,15 +54,18 @@ static void decode_q4_k(const uint8_t *raw, float *y) {
     }
 }
 
-static void decode_q6_k(const uint8_t *raw, float *y) {
+static void decode_q6_k(const uint8_t *restrict raw, float *restrict y) {
     float d = half_at(raw + 208);
     const int8_t *scales = (const int8_t *)(raw + 192);
     for (int part = 0; part < 8; part++) { /* 32 values: of each half of 128, low nibbles of two rows, then the high */
         const uint8_t *low = raw + part / 4 * 64 + part % 2 * 32, *high = raw + 128 + part / 4 * 32;
         int nibble = part / 2 % 2 * 4, pair = part % 4 * 2;
-        for (int i = 0; i < 32; i++) {
-            int q = (low[i] >> nibble & 15) | (high[i] >> pair & 3) << 4;
-            y[part * 32 + i] = d * (float)scales[part * 2 + i / 16] * (float)(q - 32);
+        for (int group = 0; group < 2; group++) {
+            float slope = d * (float)scales[part * 2 + group];
+            for (int i = group * 16; i < group * 16 + 16; i++) {
+                int q = (low[i] >> nibble & 15) | (high[i] >> pair & 3) << 4;
+                y[part * 32 + i] = slope * (float)(q - 32);
+            }
         }
     }
 }

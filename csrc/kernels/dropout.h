@@ -40,11 +40,13 @@ struct dropout {
 static void dropout_range(void *context, int64_t begin, int64_t end) {
     const struct dropout *p = context;
     uint32_t word[4][PHILOX_BLOCKS];
+    float factor[4 * PHILOX_BLOCKS];
     for (int64_t group = begin; group < end; group++) {
         philox(p->seed, p->offset + (uint64_t)group * PHILOX_BLOCKS, word);
         int64_t first = group * 4 * PHILOX_BLOCKS, n = least(4 * PHILOX_BLOCKS, p->n - first);
-        for (int64_t i = 0; i < n; i++)
-            p->y[first + i] = p->x[first + i] * (word[i % 4][i / 4] < p->drop_below ? 0 : p->scale);
+        for (int j = 0; j < PHILOX_BLOCKS; j++)
+            for (int k = 0; k < 4; k++) factor[4 * j + k] = word[k][j] < p->drop_below ? 0 : p->scale;
+        for (int64_t i = 0; i < n; i++) p->y[first + i] = p->x[first + i] * factor[i];
     }
 }
 
