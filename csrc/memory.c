@@ -1,21 +1,79 @@
-/* Aligned memory, scratch buffers that a thread keeps, and the switch by which tests make an allocation fail. */
+/* Aligned memory and the freed blocks it keeps, scratch buffers that a thread keeps, and the switch by which tests make an allocation fail. */
 #include "entrenar.h"
 
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdlib.h>
+#include <string.h>
 
 static atomic_int_least64_t countdown;
 
 void en_fail_allocation(int64_t nth) { atomic_store(&countdown, nth); }
 
-void *en_alloc(size_t bytes) {
-    if (atomic_load_explicit(&countdown, memory_order_relaxed) > 0 && atomic_fetch_sub(&countdown, 1) == 1) return NULL;
-    if (bytes > PTRDIFF_MAX - 64) return NULL;
-    return aligned_alloc(64, (bytes + 63) / 64 * 64 + (bytes == 0) * 64);
+/* Large blocks that were freed are kept for the next allocation of about their size: pages fresh from the system cost
+ * several times what a kernel does with them. Who finds the cache busy does without, so a fork can't block on it. */
+enum { HEADER = 64, LARGE = 128 << 10, KEPT_BLOCKS = 64 };
+#ifdef __SANITIZE_ADDRESS__
+enum { KEPT_BYTES = 0 }; /* a freed block must stay freed for the sanitizer to see its misuse */
+#else
+enum { KEPT_BYTES = 128 << 20 };
+#endif
+
+struct header { /* in the 64 bytes before a block */
+    size_t bytes;
+};
+
+static struct {
+    atomic_flag busy;
+    int count;
+    size_t bytes;
+    struct header *block[KEPT_BLOCKS]; /* oldest first */
+} kept = {.busy = ATOMIC_FLAG_INIT};
+
+static struct header *take(int i) {
+    struct header *block = kept.block[i];
+    kept.bytes -= block->bytes;
+    memmove(kept.block + i, kept.block + i + 1, (size_t)(--kept.count - i) * sizeof *kept.block);
+    return block;
 }
 
-void en_free(void *block) { free(block); }
+static struct header *reuse(size_t bytes) {
+    if (bytes < LARGE || atomic_flag_test_and_set_explicit(&kept.busy, memory_order_acquire)) return NULL;
+    struct header *found = NULL;
+    for (int i = kept.count - 1; i >= 0 && !found; i--)
+        if (kept.block[i]->bytes >= bytes && kept.block[i]->bytes - bytes <= bytes / 8) found = take(i);
+    atomic_flag_clear_explicit(&kept.busy, memory_order_release);
+    return found;
+}
+
+static int keep(struct header *block) {
+    if (block->bytes < LARGE || block->bytes > KEPT_BYTES / 2) return 0;
+    if (atomic_flag_test_and_set_explicit(&kept.busy, memory_order_acquire)) return 0;
+    while (kept.count == KEPT_BLOCKS || kept.bytes + block->bytes > KEPT_BYTES) free(take(0));
+    kept.block[kept.count++] = block;
+    kept.bytes += block->bytes;
+    atomic_flag_clear_explicit(&kept.busy, memory_order_release);
+    return 1;
+}
+
+void *en_alloc(size_t bytes) {
+    if (atomic_load_explicit(&countdown, memory_order_relaxed) > 0 && atomic_fetch_sub(&countdown, 1) == 1) return NULL;
+    if (bytes > PTRDIFF_MAX - 2 * HEADER) return NULL;
+    bytes = (bytes + HEADER - 1) / HEADER * HEADER;
+    struct header *block = reuse(bytes);
+    if (!block) {
+        block = aligned_alloc(HEADER, bytes + HEADER);
+        if (!block) return NULL;
+        block->bytes = bytes;
+    }
+    return (char *)block + HEADER;
+}
+
+void en_free(void *p) {
+    if (!p) return;
+    struct header *block = (struct header *)((char *)p - HEADER);
+    if (!keep(block)) free(block);
+}
 
 struct scratch {
     void *block[EN_SCRATCH_COUNT];

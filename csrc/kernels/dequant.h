@@ -39,7 +39,7 @@ static void decode_q8_0(const uint8_t *restrict raw, float *restrict y) {
 
 /* Groups 0 to 3 keep their scale in the low 6 bits of byte g and their min in those of byte g + 4; the upper pairs of
  * these bytes complete the nibbles that groups 4 to 7 have in bytes 8 to 11. */
-static void decode_q4_k(const uint8_t *restrict raw, float *restrict y) {
+static void decode_q4_k(const uint8_t *raw, float *y) {
     float d = half_at(raw), dmin = half_at(raw + 2);
     const uint8_t *packed = raw + 4, *q = raw + 16;
     for (int g = 0; g < 8; g++) {

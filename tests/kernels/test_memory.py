@@ -1,0 +1,64 @@
+"""Results live in aligned memory that is reused only after they are gone."""
+
+from __future__ import annotations
+
+import os
+import threading
+
+import numpy as np
+from kernels.checks import floats
+
+from entrenar import _native
+
+
+def test_live_results_never_share_memory() -> None:
+    """Hold, drop and make results of many sizes, around the size from which freed blocks are kept."""
+    rng, source = np.random.default_rng(1), floats(1, 200_000)
+    live: list[tuple[int, np.ndarray]] = []
+    for step in range(600):
+        if live and rng.random() < 0.5:
+            n, held = live.pop(rng.integers(len(live)))
+            np.testing.assert_array_equal(held, source[:n])
+        n = int(rng.choice([0, 1, 17, 32_752, 32_768, 33_000, 36_000, 100_000, 200_000])) + step % 3 * 16
+        n = min(n, source.size)
+        live.append((n, _native.copy(source[:n])))
+        assert live[-1][1].ctypes.data % 64 == 0
+    for n, held in live:
+        np.testing.assert_array_equal(held, source[:n])
+
+
+def test_threads_make_and_drop_results_together() -> None:
+    source, wrong = floats(2, 60_000), []
+
+    def work() -> None:
+        for _ in range(200):
+            if not np.array_equal(_native.unary("neg", source), -source):
+                wrong.append(1)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert not wrong
+
+
+def test_views_keep_a_result_alive() -> None:
+    view = _native.copy(floats(3, 100_000))[10:20]
+    for _ in range(5):
+        _native.scale_(_native.copy(floats(4, 100_000)), 0.0)
+    np.testing.assert_array_equal(view, floats(3, 100_000)[10:20])
+
+
+def test_kept_blocks_are_bounded() -> None:
+    """What stays after many large results are dropped is within the 128 MiB that the cache may hold."""
+
+    def resident() -> int:
+        with open("/proc/self/statm") as f:
+            return int(f.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    before = resident()
+    held = [_native.copy(np.broadcast_to(np.float32(1), 4_000_000)) for _ in range(30)]
+    assert resident() - before > 400e6
+    del held
+    assert resident() - before < 300e6  # a sanitizer quarantines as much again
