@@ -11,6 +11,7 @@ from typing import Any
 from tokenizers import Tokenizer as Engine
 
 from entrenar.errors import TokenizerError
+from entrenar.tokenizer.pieces import flatten
 from entrenar.tokenizer.tokenizer import Tokenizer
 
 
@@ -85,10 +86,9 @@ def _write(path: Path, text: str) -> None:
 
 
 def _engine(path: Path) -> Engine:
+    _check(path, _object(path))
     try:
         engine = Engine.from_str(path.read_text(encoding="utf-8"))
-    except UnicodeDecodeError as e:
-        raise TokenizerError(f"{path}: byte {e.start}: not UTF-8") from None
     except Exception as e:  # the engine raises bare Exception, and nothing else, for a description it can't read
         if type(e) is not Exception:
             raise
@@ -96,6 +96,22 @@ def _engine(path: Path) -> Engine:
     engine.no_truncation()
     engine.no_padding()
     return engine
+
+
+def _check(path: Path, description: dict[str, Any]) -> None:
+    """Refuse what the engine would panic on rather than report."""
+    model = description.get("model")
+    if isinstance(model, dict) and model.get("continuing_subword_prefix"):
+        raise TokenizerError(f"{path}: model: continuing_subword_prefix is not served")
+    for step in flatten(description.get("post_processor")):
+        if step.get("type") == "TemplateProcessing":
+            known = step.get("special_tokens")
+            parts = [part for form in ("single", "pair") if isinstance(step.get(form), list) for part in step[form]]
+            used = [part["SpecialToken"] for part in parts if isinstance(part, dict) and "SpecialToken" in part]
+            names = [str(token.get("id")) for token in used if isinstance(token, dict)]
+            lost = [name for name in names if not isinstance(known, dict) or name not in known]
+            if lost:
+                raise TokenizerError(f"{path}: post_processor: special_tokens lacks {lost[0]!r}")
 
 
 def _object(path: Path) -> dict[str, Any]:

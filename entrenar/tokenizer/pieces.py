@@ -21,6 +21,7 @@ from tokenizers import Tokenizer as Engine
 from entrenar.errors import TokenizerError
 
 SPACE = "\u2581"  # LOWER ONE EIGHTH BLOCK, SentencePiece's visible space
+SEQUENCES = ("decoders", "normalizers", "pretokenizers", "processors")  # where a sequence's steps lie, by component
 BYTE_PIECES = tuple(f"<0x{b:02X}>" for b in range(256))
 _BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
 
@@ -50,15 +51,16 @@ def sentence_piece(token: str) -> bytes:
 
 def steps(part: Any) -> list[dict[str, Any]]:
     """A component of the engine (normalizer, pre-tokenizer, decoder or None) as a flat list of JSON steps."""
-    if part is None:
+    return [] if part is None else flatten(json.loads(part.__getstate__()))
+
+
+def flatten(step: object) -> list[dict[str, Any]]:
+    """The steps of a component's JSON, sequences of sequences laid end to end; what is no step is left out."""
+    if not isinstance(step, dict):
         return []
-    return _flatten(json.loads(part.__getstate__()))
-
-
-def _flatten(step: dict[str, Any]) -> list[dict[str, Any]]:
-    for name in ("decoders", "normalizers", "pretokenizers"):
-        if step["type"] == "Sequence" and name in step:
-            return [leaf for inner in step[name] for leaf in _flatten(inner)]
+    if step.get("type") == "Sequence":
+        inner: list[object] = next((step[name] for name in SEQUENCES if isinstance(step.get(name), list)), [])
+        return [leaf for item in inner for leaf in flatten(item)]
     return [step]
 
 

@@ -267,14 +267,14 @@ def _adds_prefix(step: dict[str, Any]) -> bool:
     return bool(
         step["type"] == "Prepend"
         or (step["type"] == "Metaspace" and step["prepend_scheme"] != "never")
-        or (step["type"] == "ByteLevel" and step["add_prefix_space"])
+        or (step["type"] == "ByteLevel" and step.get("add_prefix_space"))  # as a normalizer it has none
     )
 
 
 def _drop_prefix(step: dict[str, Any] | None) -> dict[str, Any] | None:
     if step is None or step["type"] == "Prepend":
         return None
-    for name in ("normalizers", "pretokenizers"):
+    for name in pieces.SEQUENCES:
         if name in step:
             return {**step, name: [kept for inner in step[name] if (kept := _drop_prefix(inner))]}
     if _adds_prefix(step):

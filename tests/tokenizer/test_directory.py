@@ -84,7 +84,7 @@ def test_llama_cpp_reads_our_export_as_we_do() -> None:
             assert tokenizer.encode(sample) == ids, (name, sample)
 
 
-@pytest.mark.parametrize("name", ["qwen2", "phi-3", "gpt-2"])
+@pytest.mark.parametrize("name", ["phi-3", "gpt-2", pytest.param("qwen2", marks=pytest.mark.slow)])
 def test_real_vocabularies_survive_a_directory(shared_data: Path, tmp_path: Path, name: str) -> None:
     metadata = dict(gguf_read.read(shared_data / f"tokenizers/ggml-vocab-{name}.gguf").metadata)
     first = from_gguf(metadata)
@@ -181,6 +181,21 @@ def test_decoders_and_splits_that_are_not_served(tmp_path: Path) -> None:
     assert odd is not None
     with pytest.raises(TokenizerError, match="has no name in GGUF"):
         odd.gguf_metadata()
+
+
+@pytest.mark.tier1
+def test_what_the_engine_would_panic_on(tmp_path: Path) -> None:
+    description = json.loads(MADE["bpe"].engine.to_str())
+    prefixed = {**description, "model": {**description["model"], "continuing_subword_prefix": "##"}}
+    with pytest.raises(TokenizerError, match="continuing_subword_prefix is not served"):
+        from_directory(directory(tmp_path, tokenizer=prefixed))
+    template = description["post_processor"]
+    for broken in (
+        {**template, "special_tokens": {}},
+        {"type": "Sequence", "processors": [{**template, "special_tokens": {}}]},
+    ):
+        with pytest.raises(TokenizerError, match="post_processor: special_tokens lacks 'BOS'"):
+            from_directory(directory(tmp_path, tokenizer={**description, "post_processor": broken}))
 
 
 @pytest.mark.tier1
