@@ -152,6 +152,8 @@ int64_t en_bad_id(void);
  * the piece, not the element, the index. */
 typedef void (*en_range)(void *context, int64_t begin, int64_t end);
 void en_parallel_for(int64_t n, int64_t grain, en_range fn, void *context);
+/* Tasks of unequal length: fn gets [i, i + 1) for every i < n once, in order of claiming, on at most `threads` threads. */
+void en_parallel_tasks(int64_t n, int64_t threads, en_range fn, void *context);
 enum { EN_MAX_THREADS = 256 };
 int en_default_threads(void); /* cores.c */
 int en_get_threads(void);

@@ -185,6 +185,27 @@ void en_parallel_for(int64_t n, int64_t grain, en_range fn, void *context) {
     leave_fp(fp);
 }
 
+struct tasks {
+    en_range fn;
+    void *context;
+    int64_t n;
+    _Atomic int64_t next;
+};
+
+static void run_tasks(void *context, int64_t begin, int64_t end) {
+    struct tasks *t = context;
+    (void)begin, (void)end;
+    for (int64_t i; (i = atomic_fetch_add(&t->next, 1)) < t->n;) t->fn(t->context, i, i + 1);
+}
+
+void en_parallel_tasks(int64_t n, int64_t threads, en_range fn, void *context) {
+    struct tasks t = {.fn = fn, .context = context, .n = n};
+    int64_t parts = inside ? 1 : en_get_threads();
+    if (parts > threads) parts = threads;
+    if (parts > n) parts = n;
+    if (n > 0) en_parallel_for(parts, 1, run_tasks, &t);
+}
+
 int en_get_threads(void) {
     int n = atomic_load_explicit(&wanted, memory_order_relaxed);
     if (n == 0) {

@@ -1,12 +1,10 @@
-/* Attention, forward and backward: causal, grouped queries, a sliding window, packed sequences.
+/* Causal grouped-query attention with an online softmax, forward and backward.
  *
- * A task is one block of queries of one head; it passes over the keys in blocks, keeps a running maximum and sum of each
- * row (online softmax, arXiv 1805.02867) and never holds more than a block of scores. Key blocks that no query of the
- * block sees are skipped, and within a block each row is worked on between its first and last visible key only. Products
- * of blocks go through gemm.h. Backward makes the probabilities again from the saved log-sum-exp; one task owns a key
- * head, so that its dK and dV are summed in a fixed order, and bits don't depend on the number of threads.
+ * A piece of work is (batch, kv head, block of queries): its rows are the queries of the whole group, in order (t, head
+ * of the group), so that a block of K and V is packed once for all of them. Every mask we serve leaves a query one
+ * contiguous range of keys [lo, hi). Scores exist for one block of keys at a time; products are gemm.h's.
  *
- * This is not the last word in speed: every product packs its operands anew.
+ * Keys that a query can't see get weight zero, and 0 · NaN is NaN: a NaN in V reaches the rows of its block.
  */
 #ifndef EN_ATTENTION_H
 #define EN_ATTENTION_H
@@ -14,47 +12,71 @@
 #include <math.h>
 #include <string.h>
 
+#include "gemm.h"
 #include "reduce.h"
+#include "softmax.h"
 
-enum { ATTENTION_QUERIES = 128, ATTENTION_KEYS = 256 };
-
-struct attention_job {
-    const struct en_attention *p;
-    int64_t query_blocks;
-    _Atomic int status;
+enum {
+    ATTENTION_ROWS = 128,  /* rows of a block of queries, about */
+    ATTENTION_KEYS = 256,  /* keys of a block */
+    ATTENTION_PIECE = 512, /* one query: keys of a piece that a thread sums alone */
 };
 
-/* c (m,n) = or += a (m,k) · b (k,n), by the calling thread alone. */
-static en_status block_product(int64_t m, int64_t n, int64_t k, const float *a, int64_t a_row, int64_t a_col,
-                               const float *b, int64_t b_row, int64_t b_col, float *c, int64_t c_row, int accumulate) {
-    struct en_gemm p = {.m = m, .n = n, .k = k, .a_row = a_row, .a_col = a_col, .b_type = EN_F32, .b_row = b_row,
-                        .b_col = b_col, .c_row = c_row, .accumulate = accumulate};
-    if (m <= DOT_ROWS && b_row == 1 && b_col != 1) return gemm_dot(&p, a, b, c, 0, n);
-    return gemm_block(&p, a, b, c, 0, m, 0, n);
+static inline int64_t attention_group(const struct en_attention *p) { return p->h / p->hkv; }
+
+static inline int64_t attention_queries(const struct en_attention *p) {
+    return max64(1, min64(p->t, ATTENTION_ROWS / attention_group(p)));
 }
 
-/* The keys [first, last) that query t of sequence b sees. */
-static void visible(const struct en_attention *p, int64_t b, int64_t t, int64_t *first, int64_t *last) {
-    int64_t position = t + p->s - p->t;
-    *first = p->starts ? p->starts[b * p->t + t] : 0;
-    if (p->window > 0) *first = max64(*first, position - p->window + 1);
-    *last = p->causal ? position + 1 : p->s;
+/* Keys [lo, hi) that query t of batch b sees. */
+static inline void attention_range(const struct en_attention *p, int64_t b, int64_t t, int64_t *lo, int64_t *hi) {
+    const int64_t position = t + p->s - p->t;
+    *hi = p->causal ? position + 1 : p->s;
+    *lo = p->window > 0 ? max64(0, position - p->window + 1) : 0;
+    if (p->starts) *lo = max64(*lo, p->starts[b * p->t + t]);
 }
 
-/* The same for queries [t0, t1) together. */
-static void visible_block(const struct en_attention *p, int64_t b, int64_t t0, int64_t t1, int64_t *first,
-                          int64_t *last) {
-    *first = p->s;
-    *last = 0;
-    for (int64_t t = t0; t < t1; t++) {
-        int64_t one_first, one_last;
-        visible(p, b, t, &one_first, &one_last);
-        *first = min64(*first, one_first);
-        *last = max64(*last, one_last);
+/* Keys that any query of [t0, t1) sees. */
+static void attention_span(const struct en_attention *p, int64_t b, int64_t t0, int64_t t1, int64_t *s0, int64_t *s1) {
+    attention_range(p, b, t0, s0, s1);
+    for (int64_t t = t0 + 1; t < t1; t++) {
+        int64_t lo, hi;
+        attention_range(p, b, t, &lo, &hi);
+        *s0 = min64(*s0, lo);
+        *s1 = max64(*s1, hi);
     }
 }
 
-/* Lane 0 of f(x): the vector functions, so that every level's scalars round as its vectors do. */
+/* Rows (t, head of the group) of x (b,t,h,d) times factor, to y (rows,d) contiguous. */
+static void gather_rows(const struct en_attention *p, const float *x, int64_t b, int64_t kv, int64_t t0, int64_t t1,
+                        float factor, float *y) {
+    const int64_t width = attention_group(p) * p->d;
+    for (int64_t t = t0; t < t1; t++, y += width) {
+        const float *from = x + ((b * p->t + t) * p->h * p->d + kv * width);
+        for (int64_t i = 0; i < width; i++) y[i] = from[i] * factor;
+    }
+}
+
+/* The inverse: rows y to x. */
+static void scatter_rows(const struct en_attention *p, const float *y, int64_t b, int64_t kv, int64_t t0, int64_t t1,
+                         float factor, float *x) {
+    const int64_t width = attention_group(p) * p->d;
+    for (int64_t t = t0; t < t1; t++, y += width) {
+        float *to = x + ((b * p->t + t) * p->h * p->d + kv * width);
+        for (int64_t i = 0; i < width; i++) to[i] = y[i] * factor;
+    }
+}
+
+/* c (m,n) = or += a (m,k) · b (k,n), with strides (row, column) of a and b */
+static en_status product(int64_t m, int64_t n, int64_t k, const float *a, int64_t a_row, int64_t a_col, const float *b,
+                         int64_t b_row, int64_t b_col, float *c, int64_t c_row, int accumulate) {
+    const struct en_gemm p = {.m = m, .n = n, .k = k, .a = a, .a_row = a_row, .a_col = a_col, .b = b,
+                              .b_type = EN_F32, .b_row = b_row, .b_col = b_col, .c = c, .c_row = c_row,
+                              .accumulate = accumulate};
+    return gemm_alone(&p);
+}
+
+/* Of one float, by the vector's way: a level's scalars and vectors round alike, and no libm has a say. */
 static float exp_of(float x) {
     float lanes[VL];
     v_store(lanes, v_exp(v_set(x)));
@@ -66,192 +88,262 @@ static float log_of(float x) {
     return lanes[0];
 }
 
-/* x[0,n) = e^(scale·x - shift); returns the sum. */
-static double probabilities(int64_t n, float *x, float scale, float shift) {
-    vf s = v_set(scale), m = v_set(shift);
+/* x = e^(x - shift); returns the sum */
+static float row_exp(int64_t n, float *x, float shift) {
+    const vf s = v_set(shift);
     vd total = vd_zero();
     int64_t i = 0;
     for (; i + VL <= n; i += VL) {
-        vf e = v_exp(v_sub(v_mul(v_load(x + i), s), m));
-        total = vd_add(total, e);
+        vf e = v_exp(v_sub(v_load(x + i), s));
         v_store(x + i, e);
+        total = vd_add(total, e);
     }
     if (i < n) {
-        float tail[VL] = {0};
-        v_store_n(tail, v_exp(v_sub(v_mul(v_load_n(x + i, n - i), s), m)), n - i);
-        total = vd_add(total, v_load(tail));
-        v_store_n(x + i, v_load(tail), n - i);
+        v_store_n(x + i, v_exp(v_sub(v_load_n(x + i, n - i), s)), n - i);
+        total = vd_add(total, v_load_n(x + i, n - i));
     }
-    return vd_sum(total);
+    return (float)vd_sum(total);
 }
 
-static void shrink_row(int64_t n, float *x, float factor) {
-    vf f = v_set(factor);
-    int64_t i = 0;
-    for (; i + VL <= n; i += VL) v_store(x + i, v_mul(v_load(x + i), f));
-    if (i < n) v_store_n(x + i, v_mul(v_load_n(x + i, n - i), f), n - i);
-}
+/* What a block of rows has summed so far, over the keys it has seen. */
+struct attention_sums {
+    float *o;    /* (rows, d): sum of e^(score - most) · v */
+    float *most; /* (rows,): largest score */
+    float *sum;  /* (rows,): sum of e^(score - most) */
+};
 
-static float max_of_row(int64_t n, const float *x) {
-    vf m = v_set(-INFINITY);
-    int64_t i = 0;
-    for (; i + VL <= n; i += VL) m = v_max(v_load(x + i), m);
-    float best = v_hmax(m);
-    for (; i < n; i++) best = x[i] > best ? x[i] : best;
-    return best;
-}
-
-/* One block of queries of one head. */
-static en_status attend(const struct en_attention *p, int64_t b, int64_t head, int64_t t0, int64_t t1) {
-    const int64_t rows = t1 - t0, d = p->d, q_row = p->h * d, k_row = p->hkv * d, kv = head / (p->h / p->hkv);
-    const float *q = p->q + (b * p->t + t0) * q_row + head * d;
+/* Queries [t0, t1) of a kv head against keys [s0, s1). work: (rows, d) and (rows, ATTENTION_KEYS) */
+static en_status attend(const struct en_attention *p, int64_t b, int64_t kv, int64_t t0, int64_t t1, int64_t s0,
+                        int64_t s1, struct attention_sums to, float *work) {
+    const int64_t group = attention_group(p), d = p->d, rows = (t1 - t0) * group, key_row = p->hkv * d;
     const float *k = p->k + b * p->k_batch + kv * d, *v = p->v + b * p->v_batch + kv * d;
-    float *o = p->o + (b * p->t + t0) * q_row + head * d;
-    float *scores = en_scratch(EN_SCRATCH_C, (size_t)ATTENTION_QUERIES * (ATTENTION_KEYS + 2) * sizeof(float) +
-                                                 (size_t)ATTENTION_QUERIES * sizeof(double));
-    if (!scores) return EN_NO_MEMORY;
-    double *sum = (double *)(scores + ATTENTION_QUERIES * ATTENTION_KEYS);
-    float *top = (float *)(sum + ATTENTION_QUERIES);
+    float *q = work, *scores = work + rows * d;
+    gather_rows(p, p->q, b, kv, t0, t1, p->scale, q);
+    memset(to.o, 0, (size_t)(rows * d) * sizeof(float));
     for (int64_t r = 0; r < rows; r++) {
-        memset(o + r * q_row, 0, (size_t)d * sizeof(float));
-        top[r] = -INFINITY;
-        sum[r] = 0;
+        to.most[r] = -INFINITY;
+        to.sum[r] = 0;
     }
-    int64_t first, last;
-    visible_block(p, b, t0, t1, &first, &last);
-    for (int64_t j0 = first / ATTENTION_KEYS * ATTENTION_KEYS; j0 < last; j0 += ATTENTION_KEYS) {
-        const int64_t j1 = min64(j0 + ATTENTION_KEYS, last), keys = j1 - j0;
-        en_status status =
-            block_product(rows, keys, d, q, q_row, 1, k + j0 * k_row, 1, k_row, scores, ATTENTION_KEYS, 0);
+    for (int64_t j = s0; j < s1; j += ATTENTION_KEYS) {
+        const int64_t n = min64(ATTENTION_KEYS, s1 - j);
+        en_status status = product(rows, n, d, q, d, 1, k + j * key_row, 1, key_row, scores, n, 0);
         if (status != EN_OK) return status;
         for (int64_t r = 0; r < rows; r++) {
-            float *row = scores + r * ATTENTION_KEYS;
-            int64_t from, to;
-            visible(p, b, t0 + r, &from, &to);
-            from = min64(max64(from - j0, 0), keys);
-            to = min64(to - j0, keys);
-            if (from >= to) { /* this row sees nothing here */
-                memset(row, 0, (size_t)keys * sizeof(float));
-                continue;
+            float *row = scores + r * n;
+            int64_t lo, hi;
+            attention_range(p, b, t0 + r / group, &lo, &hi);
+            lo = min64(max64(lo - j, 0), n);
+            hi = max64(min64(hi - j, n), lo);
+            memset(row, 0, (size_t)lo * sizeof(float));
+            memset(row + hi, 0, (size_t)(n - hi) * sizeof(float));
+            if (lo == hi) continue;
+            const float here = row_max(hi - lo, row + lo), most = here > to.most[r] ? here : to.most[r];
+            const float sum = row_exp(hi - lo, row + lo, most == -INFINITY ? 0 : most);
+            if (most != to.most[r]) {
+                const float shrink = to.sum[r] == 0 ? 0 : exp_of(to.most[r] - most);
+                float *o = to.o + r * d;
+                for (int64_t i = 0; i < d; i++) o[i] *= shrink;
+                to.sum[r] *= shrink;
+                to.most[r] = most;
             }
-            memset(row, 0, (size_t)from * sizeof(float));
-            memset(row + to, 0, (size_t)(keys - to) * sizeof(float));
-            const float highest = max_of_row(to - from, row + from) * p->scale;
-            if (highest > top[r] || top[r] == -INFINITY) {
-                const float shrink = exp_of(top[r] - highest);
-                if (sum[r] != 0) shrink_row(d, o + r * q_row, shrink);
-                sum[r] *= shrink;
-                top[r] = highest;
-            }
-            sum[r] += probabilities(to - from, row + from, p->scale, top[r]);
+            to.sum[r] += sum;
         }
-        status = block_product(rows, d, keys, scores, ATTENTION_KEYS, 1, v + j0 * k_row, k_row, 1, o, q_row, 1);
+        status = product(rows, d, n, scores, n, 1, v + j * key_row, key_row, 1, to.o, d, 1);
         if (status != EN_OK) return status;
-    }
-    for (int64_t r = 0; r < rows; r++) {
-        shrink_row(d, o + r * q_row, (float)(1 / sum[r]));
-        p->lse[(b * p->h + head) * p->t + t0 + r] = top[r] + log_of((float)sum[r]);
     }
     return EN_OK;
 }
 
-static void attention_range(void *context, int64_t begin, int64_t end) {
+/* Normalise and write o and lse. */
+static void finish_rows(const struct en_attention *p, int64_t b, int64_t kv, int64_t t0, int64_t t1,
+                        struct attention_sums from) {
+    const int64_t group = attention_group(p);
+    for (int64_t r = 0; r < (t1 - t0) * group; r++) {
+        const int64_t t = t0 + r / group, head = kv * group + r % group;
+        float *o = p->o + ((b * p->t + t) * p->h + head) * p->d;
+        for (int64_t i = 0; i < p->d; i++) o[i] = from.o[r * p->d + i] / from.sum[r];
+        p->lse[(b * p->h + head) * p->t + t] = from.most[r] + log_of(from.sum[r]);
+    }
+}
+
+struct attention_job {
+    const struct en_attention *p;
+    int64_t queries, blocks; /* of queries a block; blocks (or pieces of the keys) a kv head */
+    float *partial;          /* one query: (b, hkv, pieces) sums, each group·(d + 2) */
+    _Atomic int status;
+};
+
+static struct attention_sums sums_at(float *at, int64_t rows, int64_t d) {
+    return (struct attention_sums){.o = at, .most = at + rows * d, .sum = at + rows * d + rows};
+}
+
+static void attention_task(void *context, int64_t begin, int64_t end) {
     struct attention_job *job = context;
     const struct en_attention *p = job->p;
+    const int64_t rows = job->queries * attention_group(p), d = p->d;
+    float *work = en_scratch(EN_SCRATCH_C, (size_t)(rows * (2 * d + 2 + ATTENTION_KEYS)) * sizeof(float));
+    if (!work) {
+        job->status = EN_NO_MEMORY;
+        return;
+    }
     for (int64_t task = begin; task < end; task++) {
-        const int64_t block = task % job->query_blocks, head = task / job->query_blocks;
-        const int64_t t0 = block * ATTENTION_QUERIES, t1 = min64(t0 + ATTENTION_QUERIES, p->t);
-        en_status status = attend(p, head / p->h, head % p->h, t0, t1);
+        const int64_t head = task / job->blocks, b = head / p->hkv, kv = head % p->hkv, block = task % job->blocks;
+        const int64_t t0 = block * job->queries, t1 = min64(p->t, t0 + job->queries);
+        int64_t s0, s1;
+        attention_span(p, b, t0, t1, &s0, &s1);
+        struct attention_sums sums = sums_at(work, rows, d);
+        en_status status = attend(p, b, kv, t0, t1, s0, s1, sums, work + rows * (d + 2));
+        if (status != EN_OK)
+            job->status = status;
+        else
+            finish_rows(p, b, kv, t0, t1, sums);
+    }
+}
+
+/* One query, many keys: pieces of the keys, then their sums together, in order. */
+static void attention_piece(void *context, int64_t begin, int64_t end) {
+    struct attention_job *job = context;
+    const struct en_attention *p = job->p;
+    const int64_t rows = attention_group(p), d = p->d;
+    float *work = en_scratch(EN_SCRATCH_C, (size_t)(rows * (d + ATTENTION_KEYS)) * sizeof(float));
+    if (!work) {
+        job->status = EN_NO_MEMORY;
+        return;
+    }
+    for (int64_t task = begin; task < end; task++) {
+        const int64_t head = task / job->blocks, b = head / p->hkv, kv = head % p->hkv, piece = task % job->blocks;
+        int64_t s0, s1;
+        attention_range(p, b, 0, &s0, &s1);
+        s0 = max64(s0, piece * ATTENTION_PIECE);
+        s1 = min64(s1, (piece + 1) * ATTENTION_PIECE);
+        en_status status = attend(p, b, kv, 0, 1, s0, s1, sums_at(job->partial + task * rows * (d + 2), rows, d), work);
         if (status != EN_OK) job->status = status;
     }
 }
 
-static int64_t attention_grain(const struct en_attention *p, int64_t rows) {
-    return max64(1, GEMM_GRAIN / max64(1, rows * p->s * p->d));
+static void merge_pieces(const struct attention_job *job, int64_t head) {
+    const struct en_attention *p = job->p;
+    const int64_t rows = attention_group(p), d = p->d, size = rows * (d + 2);
+    float *at = job->partial + head * job->blocks * size;
+    struct attention_sums to = sums_at(at, rows, d);
+    for (int64_t piece = 1; piece < job->blocks; piece++) {
+        const struct attention_sums from = sums_at(at + piece * size, rows, d);
+        for (int64_t r = 0; r < rows; r++) {
+            if (from.sum[r] == 0) continue; /* saw no key */
+            const float most = to.most[r] > from.most[r] ? to.most[r] : from.most[r];
+            const float x = to.sum[r] == 0 ? 0 : exp_of(to.most[r] - most), y = exp_of(from.most[r] - most);
+            for (int64_t i = 0; i < d; i++) to.o[r * d + i] = to.o[r * d + i] * x + from.o[r * d + i] * y;
+            to.sum[r] = to.sum[r] * x + from.sum[r] * y;
+            to.most[r] = most;
+        }
+    }
+    finish_rows(p, head / p->hkv, head % p->hkv, 0, 1, to);
+}
+
+/* Threads that the products of one pass are worth. */
+static int64_t attention_threads(const struct en_attention *p) {
+    const double work = 2.0 * (double)p->b * (double)p->h * (double)p->t * (double)p->s * (double)p->d;
+    return 1 + (int64_t)(work < 1e15 ? work / GEMM_GRAIN : EN_MAX_THREADS);
 }
 
 static en_status attention(const struct en_attention *p) {
-    struct attention_job job = {.p = p, .query_blocks = ceil_div(p->t, ATTENTION_QUERIES), .status = EN_OK};
-    en_parallel_for(p->b * p->h * job.query_blocks, attention_grain(p, min64(p->t, ATTENTION_QUERIES)), attention_range,
-                    &job);
+    struct attention_job job = {.p = p, .status = EN_OK};
+    const int64_t heads = p->b * p->hkv, rows = attention_group(p);
+    if (heads == 0 || p->t == 0) return EN_OK;
+    if (p->t > 1 || p->s <= ATTENTION_PIECE) {
+        job.queries = attention_queries(p);
+        job.blocks = ceil_div(p->t, job.queries);
+        en_parallel_tasks(heads * job.blocks, attention_threads(p), attention_task, &job);
+        return (en_status)job.status;
+    }
+    job.blocks = ceil_div(p->s, ATTENTION_PIECE);
+    job.partial = en_alloc((size_t)(heads * job.blocks * rows * (p->d + 2)) * sizeof(float));
+    if (!job.partial) return EN_NO_MEMORY;
+    en_parallel_tasks(heads * job.blocks, attention_threads(p), attention_piece, &job);
+    if (job.status == EN_OK)
+        for (int64_t head = 0; head < heads; head++) merge_pieces(&job, head);
+    en_free(job.partial);
     return (en_status)job.status;
 }
 
-/* dS = P∘(dP - D)·scale over one row's visible keys; D = rowsum(dO∘O). */
-static void score_gradient(int64_t n, const float *probability, float *dp, float dot, float scale) {
-    vf c = v_set(dot), s = v_set(scale);
-    int64_t i = 0;
-    for (; i + VL <= n; i += VL)
-        v_store(dp + i, v_mul(v_mul(v_load(probability + i), v_sub(v_load(dp + i), c)), s));
-    if (i < n)
-        v_store_n(dp + i, v_mul(v_mul(v_load_n(probability + i, n - i), v_sub(v_load_n(dp + i, n - i), c)), s), n - i);
-}
+/* ---- backward ----
+ *
+ * With P = e^(S - lse) and D = rowsum(g ∘ o):  dV = Pᵀ·g,  dS = P ∘ (g·Vᵀ - D),  dQ = scale · dS·K,  dK = dSᵀ·(scale · Q).
+ * One task owns a kv head of one batch, so that dK and dV have one writer and one order.
+ */
 
-/* One block of queries of one head: adds to dq of these queries and to dk, dv of the key head. */
-static en_status attend_backward(const struct en_attention *p, int64_t b, int64_t head, int64_t t0, int64_t t1) {
-    const int64_t rows = t1 - t0, d = p->d, q_row = p->h * d, k_row = p->hkv * d, kv = head / (p->h / p->hkv);
-    const int64_t at = (b * p->t + t0) * q_row + head * d;
-    const float *q = p->q + at, *o = p->o + at, *g = p->g + at, *lse = p->lse + (b * p->h + head) * p->t + t0;
+/* Block of queries [t0, t1), rows of them in work: q, g, dq (rows,d), s, ds (rows,keys), shift, dot (rows,). */
+static en_status attention_backward_block(const struct en_attention *p, int64_t b, int64_t kv, int64_t t0, int64_t t1,
+                                          float *work) {
+    const int64_t group = attention_group(p), d = p->d, rows = (t1 - t0) * group, key_row = p->hkv * d;
     const float *k = p->k + b * p->k_batch + kv * d, *v = p->v + b * p->v_batch + kv * d;
-    float *dq = p->dq + at, *dk = p->dk + b * p->s * k_row + kv * d, *dv = p->dv + b * p->s * k_row + kv * d;
-    float *probability = en_scratch(EN_SCRATCH_C, (size_t)ATTENTION_QUERIES * (2 * ATTENTION_KEYS + 1) * sizeof(float));
-    if (!probability) return EN_NO_MEMORY;
-    float *ds = probability + ATTENTION_QUERIES * ATTENTION_KEYS, *dot = ds + ATTENTION_QUERIES * ATTENTION_KEYS;
+    float *dk = p->dk + b * p->s * key_row + kv * d, *dv = p->dv + b * p->s * key_row + kv * d;
+    float *q = work, *g = q + rows * d, *dq = g + rows * d, *dot = dq + rows * d, *shift = dot + rows;
+    float *weights = shift + rows, *ds = weights + rows * ATTENTION_KEYS;
+    int64_t s0, s1;
+    attention_span(p, b, t0, t1, &s0, &s1);
+    gather_rows(p, p->o, b, kv, t0, t1, 1.0f, q); /* o, until D is known */
+    gather_rows(p, p->g, b, kv, t0, t1, 1.0f, g);
     for (int64_t r = 0; r < rows; r++) {
-        memset(dq + r * q_row, 0, (size_t)d * sizeof(float));
-        dot[r] = (float)vd_sum(add_product_to(vd_zero(), d, g + r * q_row, o + r * q_row));
+        dot[r] = (float)vd_sum(add_product_to(vd_zero(), d, q + r * d, g + r * d));
+        shift[r] = p->lse[(b * p->h + kv * group + r % group) * p->t + t0 + r / group];
     }
-    int64_t first, last;
-    visible_block(p, b, t0, t1, &first, &last);
-    for (int64_t j0 = first / ATTENTION_KEYS * ATTENTION_KEYS; j0 < last; j0 += ATTENTION_KEYS) {
-        const int64_t keys = min64(j0 + ATTENTION_KEYS, last) - j0, ld = ATTENTION_KEYS;
-        const float *kj = k + j0 * k_row, *vj = v + j0 * k_row;
-        en_status status = block_product(rows, keys, d, q, q_row, 1, kj, 1, k_row, probability, ld, 0);
-        if (status == EN_OK) status = block_product(rows, keys, d, g, q_row, 1, vj, 1, k_row, ds, ld, 0);
+    gather_rows(p, p->q, b, kv, t0, t1, p->scale, q);
+    memset(dq, 0, (size_t)(rows * d) * sizeof(float));
+    for (int64_t j = s0; j < s1; j += ATTENTION_KEYS) {
+        const int64_t n = min64(ATTENTION_KEYS, s1 - j);
+        const float *kj = k + j * key_row, *vj = v + j * key_row;
+        en_status status = product(rows, n, d, q, d, 1, kj, 1, key_row, weights, n, 0);
+        if (status == EN_OK) status = product(rows, n, d, g, d, 1, vj, 1, key_row, ds, n, 0);
         if (status != EN_OK) return status;
         for (int64_t r = 0; r < rows; r++) {
-            float *pr = probability + r * ld, *dr = ds + r * ld;
-            int64_t from, to;
-            visible(p, b, t0 + r, &from, &to);
-            from = min64(max64(from - j0, 0), keys);
-            to = max64(min64(to - j0, keys), from);
-            memset(pr, 0, (size_t)from * sizeof(float));
-            memset(dr, 0, (size_t)from * sizeof(float));
-            memset(pr + to, 0, (size_t)(keys - to) * sizeof(float));
-            memset(dr + to, 0, (size_t)(keys - to) * sizeof(float));
-            probabilities(to - from, pr + from, p->scale, lse[r]);
-            score_gradient(to - from, pr + from, dr + from, dot[r], p->scale);
+            float *w = weights + r * n, *x = ds + r * n;
+            int64_t lo, hi;
+            attention_range(p, b, t0 + r / group, &lo, &hi);
+            lo = min64(max64(lo - j, 0), n);
+            hi = max64(min64(hi - j, n), lo);
+            row_exp(hi - lo, w + lo, shift[r]);
+            for (int64_t i = lo; i < hi; i++) x[i] = w[i] * (x[i] - dot[r]);
+            for (float *row = w; row; row = row == w ? x : NULL) {
+                memset(row, 0, (size_t)lo * sizeof(float));
+                memset(row + hi, 0, (size_t)(n - hi) * sizeof(float));
+            }
         }
-        status = block_product(keys, d, rows, probability, 1, ld, g, q_row, 1, dv + j0 * k_row, k_row, 1);
-        if (status == EN_OK) status = block_product(keys, d, rows, ds, 1, ld, q, q_row, 1, dk + j0 * k_row, k_row, 1);
-        if (status == EN_OK) status = block_product(rows, d, keys, ds, ld, 1, kj, k_row, 1, dq, q_row, 1);
+        status = product(n, d, rows, weights, 1, n, g, d, 1, dv + j * key_row, key_row, 1);
+        if (status == EN_OK) status = product(n, d, rows, ds, 1, n, q, d, 1, dk + j * key_row, key_row, 1);
+        if (status == EN_OK) status = product(rows, d, n, ds, n, 1, kj, key_row, 1, dq, d, 1);
         if (status != EN_OK) return status;
     }
+    scatter_rows(p, dq, b, kv, t0, t1, p->scale, p->dq);
     return EN_OK;
 }
 
-static void attention_backward_range(void *context, int64_t begin, int64_t end) {
+static void attention_backward_task(void *context, int64_t begin, int64_t end) {
     struct attention_job *job = context;
     const struct en_attention *p = job->p;
-    const int64_t group = p->h / p->hkv;
-    for (int64_t task = begin; task < end; task++) {
-        const int64_t b = task / p->hkv, kv = task % p->hkv;
+    const int64_t rows = job->queries * attention_group(p), key_row = p->hkv * p->d;
+    float *work = en_scratch(EN_SCRATCH_C, (size_t)(rows * (3 * p->d + 2 + 2 * ATTENTION_KEYS)) * sizeof(float));
+    if (!work) {
+        job->status = EN_NO_MEMORY;
+        return;
+    }
+    for (int64_t head = begin; head < end; head++) {
+        const int64_t b = head / p->hkv, kv = head % p->hkv;
         for (int64_t j = 0; j < p->s; j++) {
-            const int64_t at = ((b * p->s + j) * p->hkv + kv) * p->d;
-            memset(p->dk + at, 0, (size_t)p->d * sizeof(float));
-            memset(p->dv + at, 0, (size_t)p->d * sizeof(float));
+            memset(p->dk + (b * p->s + j) * key_row + kv * p->d, 0, (size_t)p->d * sizeof(float));
+            memset(p->dv + (b * p->s + j) * key_row + kv * p->d, 0, (size_t)p->d * sizeof(float));
         }
-        for (int64_t head = kv * group; head < (kv + 1) * group; head++)
-            for (int64_t t0 = 0; t0 < p->t; t0 += ATTENTION_QUERIES) {
-                en_status status = attend_backward(p, b, head, t0, min64(t0 + ATTENTION_QUERIES, p->t));
-                if (status != EN_OK) job->status = status;
-            }
+        for (int64_t t0 = 0; t0 < p->t; t0 += job->queries) {
+            en_status status = attention_backward_block(p, b, kv, t0, min64(p->t, t0 + job->queries), work);
+            if (status != EN_OK) job->status = status;
+        }
     }
 }
 
 static en_status attention_backward(const struct en_attention *p) {
     struct attention_job job = {.p = p, .status = EN_OK};
-    en_parallel_for(p->b * p->hkv, attention_grain(p, p->t * (p->h / p->hkv)), attention_backward_range, &job);
+    job.queries = attention_queries(p);
+    en_parallel_tasks(p->b * p->hkv, attention_threads(p), attention_backward_task, &job);
     return (en_status)job.status;
 }
 

@@ -246,6 +246,15 @@ static en_status gemm_dot(const struct en_gemm *p, const float *a, const void *b
     return EN_OK;
 }
 
+/* Do dot products serve it? */
+static int wants_dots(const struct en_gemm *p) { return p->m <= DOT_ROWS && p->b_row == 1 && p->b_col != 1; }
+
+/* One product on the calling thread; the building block of other kernels. */
+static en_status gemm_alone(const struct en_gemm *p) {
+    if (p->m == 0 || p->n == 0) return EN_OK;
+    return wants_dots(p) ? gemm_dot(p, p->a, p->b, p->c, 0, p->n) : gemm_block(p, p->a, p->b, p->c, 0, p->m, 0, p->n);
+}
+
 struct gemm_job {
     const struct en_gemm *p;
     int64_t cuts_m, cuts_n; /* rectangles of each product */
@@ -282,7 +291,7 @@ static en_status gemm(const struct en_gemm *p) {
     for (int d = 0; d < p->batch_ndim; d++) products *= p->batch[d];
     if (products == 0 || p->m == 0 || p->n == 0) return EN_OK;
     struct gemm_job job = {.p = p, .cuts_m = 1, .cuts_n = 1, .status = EN_OK};
-    job.dots = p->m <= DOT_ROWS && p->b_row == 1 && p->b_col != 1;
+    job.dots = wants_dots(p);
     /* As many rectangles as the threads need, cut so that the least is packed twice. */
     const double work = (double)p->m * (double)p->n * (double)max64(p->k, 1);
     const int64_t threads = en_get_threads(), worth = (int64_t)min64(1 << 20, (int64_t)(work / GEMM_GRAIN));
