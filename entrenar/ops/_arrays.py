@@ -45,8 +45,8 @@ def normal_axes(name: str, axis: int | tuple[int, ...] | None, ndim: int) -> tup
 
 
 def as_ids(name: str, ids: npt.ArrayLike) -> Array:
-    """Token ids or labels as a contiguous int64 array."""
+    """A copy of token ids or labels as int64: the caller's buffer may hold the next batch before backward."""
     array = np.asarray(ids)
     if array.dtype.kind not in "iu" and array.size:
         raise DTypeError(f"{name}: ids of type {array.dtype}; give integers")
-    return np.ascontiguousarray(array, dtype=np.int64).reshape(array.shape)
+    return np.array(array, dtype=np.int64, order="C")

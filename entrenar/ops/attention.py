@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import numpy.typing as npt
 
 from entrenar.backend import cpu
-from entrenar.errors import ShapeError, UsageError
+from entrenar.errors import ShapeError
 from entrenar.ops._arrays import contiguous
 from entrenar.tensor import FLOAT32, Array, Tensor, Vjp, op
 
@@ -43,38 +41,10 @@ def attention(
     window: and, if above 0, only that many of them.
     starts: (B, T) and none before this position: where the query's own sequence begins among packed ones.
     """
-    if not _fit(q.shape, k.shape, v.shape):
-        raise ShapeError(
-            f"attention: q {q.shape}, k {k.shape}, v {v.shape}; needed are (B, T, H, D) and twice "
-            "(B, S, Hkv, D) with S ≥ T and H a multiple of Hkv"
-        )
-    b, t, _, d = q.shape
-    if window < 0:
-        raise UsageError(f"attention: window {window}; give the number of keys seen, or 0 for all")
     if scale is None:
-        scale = 1 / math.sqrt(d)
-    first = None
-    if starts is not None:
-        first = np.ascontiguousarray(starts, np.int32)
-        if first.shape != (b, t):
-            raise ShapeError(f"attention: starts {first.shape} for q {q.shape}; needed is (B, T)")
-    qd, kd, vd = contiguous(q.data), _cache_rows(k.data), _cache_rows(v.data)
-    out, lse = cpu.attention(qd, kd, vd, scale, causal, window, first)
-
-    def vjp(g: Array) -> tuple[Array, Array, Array]:
-        args = (contiguous(kd), contiguous(vd), out, lse, scale, causal, window, first)
-        return cpu.attention_backward(contiguous(g), qd, *args)
-
-    return out, vjp
-
-
-def _fit(q: tuple[int, ...], k: tuple[int, ...], v: tuple[int, ...]) -> bool:
-    if len(q) != 4 or len(k) != 4 or k != v:
-        return False
-    (b, t, h, d), (kb, s, hkv, kd) = q, k
-    return (b, d) == (kb, kd) and d > 0 and s >= t and hkv > 0 and h % hkv == 0
-
-
-def _cache_rows(x: Array) -> Array:
-    """Keys or values as the kernel takes them: contiguous but between sequences, like a slice of a cache."""
-    return x if x.shape[0] and x[0].flags.c_contiguous else contiguous(x)
+        scale = max((1, *q.shape[-1:])) ** -0.5
+    first = None if starts is None else np.array(starts, np.int32)  # a copy: the caller's may change before backward
+    options = (scale, causal, window, first)
+    qd, kd, vd = contiguous(q.data), k.data, v.data  # a slice of a cache is read where it lies
+    out, lse = cpu.attention(qd, kd, vd, *options)
+    return out, lambda g: cpu.attention_backward(contiguous(g), qd, kd, vd, out, lse, *options)

@@ -209,6 +209,27 @@ def test_ignored_positions_get_no_gradient_whatever_they_hold() -> None:
     assert np.isfinite(logits.grad.numpy()).all()
 
 
+# ---- buffers that callers use again
+
+
+def test_ids_labels_and_starts_may_change_before_backward() -> None:
+    w = normal(5, 4, requires_grad=True)
+    ids, labels, starts = np.array([[0, 3, 3]]), np.array([[1, 2, 0]]), np.array([[0, 0, 2]], np.int32)
+
+    def run(spoil: bool) -> np.ndarray:
+        w.grad = None
+        a, b, c = ids.copy(), labels.copy(), starts.copy()
+        h = ops.embedding(w, a)
+        q = h.reshape(1, 3, 2, 2)
+        loss = ops.cross_entropy(ops.attention(q, q, q, starts=c).reshape(1, 3, 4), b)
+        if spoil:
+            a[:], b[:], c[:] = 1, 3, 0
+        loss.backward()
+        return w.grad.numpy()
+
+    np.testing.assert_array_equal(run(spoil=True), run(spoil=False))
+
+
 # ---- errors
 
 ERRORS: list[tuple[type[EntrenarError], str, Callable[[], object]]] = [
@@ -248,15 +269,15 @@ ERRORS: list[tuple[type[EntrenarError], str, Callable[[], object]]] = [
     (ShapeError, r"rope: x .*cos \(3, 2\)", lambda: ops.rope(zeros(1, 2, 1, 4), np.ones((3, 2)), np.ones((3, 2)))),
     (ShapeError, r"turns 6 of the 4", lambda: ops.rope(zeros(1, 2, 1, 4), np.ones((2, 3)), np.ones((2, 3)))),
     (
-        ShapeError, r"attention: q \(1, 3, 2, 4\), k \(1, 2, 2, 4\)",
+        ShapeError, r"attention: q \(1, 3, 2, 4\) with k \(1, 2, 2, 4\)",
         lambda: ops.attention(zeros(1, 3, 2, 4), zeros(1, 2, 2, 4), zeros(1, 2, 2, 4)),
     ),
     (ShapeError, r"multiple of Hkv", lambda: ops.attention(zeros(1, 2, 3, 4), zeros(1, 2, 2, 4), zeros(1, 2,
     2, 4))), (
-        ShapeError, r"starts \(1, 3\)",
+        ShapeError, r"starts must be \(1, 2\), its shape is \(1, 3\)",
         lambda: ops.attention(*[zeros(1, 2, 1, 4)] * 3, starts=np.zeros((1, 3))),
     ),
-    (UsageError, r"window -1", lambda: ops.attention(*[zeros(1, 2, 1, 4)] * 3, window=-1)),
+    (UsageError, r"attention: window -1", lambda: ops.attention(*[zeros(1, 2, 1, 4)] * 3, window=-1)),
     (ShapeError, r"embedding: weight \(3,\)", lambda: ops.embedding(zeros(3), [0])),
     (EntrenarError, r"5", lambda: ops.embedding(zeros(5, 2), [0, 5])),
     (EntrenarError, r"-1", lambda: ops.embedding(zeros(5, 2), [-1])),
