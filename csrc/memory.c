@@ -1,4 +1,5 @@
-/* Aligned memory and the freed blocks it keeps, scratch buffers that a thread keeps, and the switch by which tests make an allocation fail. */
+/* Aligned memory and the freed blocks it keeps, scratch buffers that a thread keeps, and the switch by which tests make
+ * an allocation fail. */
 #include "entrenar.h"
 
 #include <pthread.h>

@@ -114,7 +114,8 @@ WORD vd vd_add(vd acc, vf a) {
     return (vd){_mm256_add_pd(acc.low, low_half(a)), _mm256_add_pd(acc.high, high_half(a))};
 }
 WORD vd vd_fma(vd acc, vf a, vf b) {
-    return (vd){_mm256_fmadd_pd(low_half(a), low_half(b), acc.low), _mm256_fmadd_pd(high_half(a), high_half(b), acc.high)};
+    return (vd){_mm256_fmadd_pd(low_half(a), low_half(b), acc.low),
+                _mm256_fmadd_pd(high_half(a), high_half(b), acc.high)};
 }
 WORD double vd_sum(vd acc) {
     __m256d s = _mm256_add_pd(acc.low, acc.high);

@@ -82,7 +82,8 @@ WORD vd vd_add(vd acc, vf a) {
     return (vd){_mm512_add_pd(acc.low, low_half(a)), _mm512_add_pd(acc.high, high_half(a))};
 }
 WORD vd vd_fma(vd acc, vf a, vf b) {
-    return (vd){_mm512_fmadd_pd(low_half(a), low_half(b), acc.low), _mm512_fmadd_pd(high_half(a), high_half(b), acc.high)};
+    return (vd){_mm512_fmadd_pd(low_half(a), low_half(b), acc.low),
+                _mm512_fmadd_pd(high_half(a), high_half(b), acc.high)};
 }
 WORD double vd_sum(vd acc) { return _mm512_reduce_add_pd(_mm512_add_pd(acc.low, acc.high)); }
 

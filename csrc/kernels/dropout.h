@@ -11,7 +11,7 @@
 enum { PHILOX_BLOCKS = 32 }; /* counters worked on side by side */
 
 /* word[k][j]: word k of counter `first` + j */
-static inline void philox(uint64_t seed, uint64_t first, uint32_t word[4][PHILOX_BLOCKS]) {
+static void philox(uint64_t seed, uint64_t first, uint32_t word[4][PHILOX_BLOCKS]) {
     for (int j = 0; j < PHILOX_BLOCKS; j++) {
         word[0][j] = (uint32_t)(first + (uint64_t)j);
         word[1][j] = (uint32_t)((first + (uint64_t)j) >> 32);
@@ -38,15 +38,15 @@ struct dropout {
 
 /* Index: group of 4·PHILOX_BLOCKS elements. */
 static void dropout_range(void *context, int64_t begin, int64_t end) {
-    const struct dropout *p = context;
+    const struct dropout p = *(const struct dropout *)context;
     uint32_t word[4][PHILOX_BLOCKS];
     float factor[4 * PHILOX_BLOCKS];
     for (int64_t group = begin; group < end; group++) {
-        philox(p->seed, p->offset + (uint64_t)group * PHILOX_BLOCKS, word);
-        int64_t first = group * 4 * PHILOX_BLOCKS, n = least(4 * PHILOX_BLOCKS, p->n - first);
+        philox(p.seed, p.offset + (uint64_t)group * PHILOX_BLOCKS, word);
         for (int j = 0; j < PHILOX_BLOCKS; j++)
-            for (int k = 0; k < 4; k++) factor[4 * j + k] = word[k][j] < p->drop_below ? 0 : p->scale;
-        for (int64_t i = 0; i < n; i++) p->y[first + i] = p->x[first + i] * factor[i];
+            for (int k = 0; k < 4; k++) factor[4 * j + k] = word[k][j] < p.drop_below ? 0 : p.scale;
+        int64_t first = group * 4 * PHILOX_BLOCKS;
+        map2(least(4 * PHILOX_BLOCKS, p.n - first), p.x + first, factor, p.y + first, v_mul);
     }
 }
 

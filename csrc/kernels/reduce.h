@@ -1,7 +1,7 @@
-/* Sums over any set of dimensions, all accumulated in double; the largest question asked of an array, is it finite.
+/* Sums over any set of dimensions, accumulated in double, and whether an array is finite throughout.
  *
- * What is added to what, in which order, depends on the shape alone: a long reduction is cut into pieces of REDUCE_PIECE
- * elements, whatever the number of threads. */
+ * What is added to what, in which order, depends on the shape alone: a long reduction is cut into pieces of
+ * REDUCE_PIECE elements, whatever the number of threads. */
 #ifndef EN_REDUCE_H
 #define EN_REDUCE_H
 

@@ -245,7 +245,8 @@ def dequantize(name, raw, dtype=np.float32):
         raise UsageError(f"dequantize: no encoding {name!r}; it is one of {', '.join(ENCODINGS)}")
     qtype, values, size = ENCODINGS[name]
     if not isinstance(raw, np.ndarray) or raw.dtype != np.uint8:
-        raise DTypeError(f"dequantize {name}: raw must be an array of uint8, not {getattr(raw, 'dtype', type(raw).__name__)}")
+        raise DTypeError(f"dequantize {name}: raw must be an array of uint8, not "
+                         f"{getattr(raw, 'dtype', type(raw).__name__)}")
     if raw.ndim != 1 or raw.size % size:
         raise ShapeError(f"dequantize {name}: raw of shape {raw.shape} is not a row of whole {size}-byte blocks")
     cdef en_dtype target

@@ -84,7 +84,8 @@ def rms_norm(x, w, double eps):
     row_width(a, "rms_norm", "x")
     cdef cnp.ndarray weight = vector(w, a, "rms_norm", "w")
     cdef int64_t rows = rows_of(a), d = width_of(a)
-    cdef cnp.ndarray y = empty(shape_of(a), cnp.NPY_FLOAT32, "rms_norm"), rstd = empty((rows,), cnp.NPY_FLOAT32, "rms_norm")
+    cdef cnp.ndarray y = empty(shape_of(a), cnp.NPY_FLOAT32, "rms_norm")
+    cdef cnp.ndarray rstd = empty((rows,), cnp.NPY_FLOAT32, "rms_norm")
     cdef en_status status
     with nogil:
         status = k.rms_norm(rows, d, floats(a), floats(weight), eps, floats(y), floats(rstd))
@@ -123,7 +124,8 @@ def layer_norm(x, w, b, double eps):
     cdef cnp.ndarray rstd = empty((rows,), cnp.NPY_FLOAT32, "layer_norm")
     cdef en_status status
     with nogil:
-        status = k.layer_norm(rows, d, floats(a), floats(weight), floats(bias), eps, floats(y), floats(mean), floats(rstd))
+        status = k.layer_norm(rows, d, floats(a), floats(weight), floats(bias), eps, floats(y), floats(mean),
+                              floats(rstd))
     check(status, "layer_norm")
     return y, mean, rstd
 
@@ -152,15 +154,16 @@ def layer_norm_backward(g, x, w, mean, rstd):
 # ---- positions ----
 
 def rope(x, cos, sin, bint interleaved, bint inverse=False):
-    """Turn pairs of x (B, T, H, D) by the angles whose cos, sin are (T, rot/2) or (B, T, rot/2), rot <= D; elements from
-    rot on pass through. Pairs are (2i, 2i+1) where interleaved, else (i, i + rot/2). inverse: the backward pass."""
+    """Turn pairs of x (B, T, H, D) by the angles whose cos, sin are (T, rot/2) or (B, T, rot/2), rot <= D; elements
+    from rot on pass through. Pairs are (2i, 2i+1) where interleaved, else (i, i + rot/2). inverse: the backward pass."""
     cdef const en_kernels *k = kernels()
     cdef cnp.ndarray a = contiguous(x, "rope", "x")
     cdef cnp.ndarray c = contiguous(cos, "rope", "cos"), s = contiguous(sin, "rope", "sin")
     if cnp.PyArray_NDIM(a) != 4:
         raise ShapeError(f"rope: x must be (B, T, H, D), its shape is {shape_of(a)}")
     same_shape(c, s, "rope", "cos", "sin")
-    cdef int64_t b = cnp.PyArray_DIM(a, 0), t = cnp.PyArray_DIM(a, 1), h = cnp.PyArray_DIM(a, 2), d = cnp.PyArray_DIM(a, 3)
+    cdef int64_t b = cnp.PyArray_DIM(a, 0), t = cnp.PyArray_DIM(a, 1)
+    cdef int64_t h = cnp.PyArray_DIM(a, 2), d = cnp.PyArray_DIM(a, 3)
     row_width(c, "rope", "cos")
     cdef int64_t half = width_of(c)
     tables = shape_of(c)
@@ -171,7 +174,8 @@ def rope(x, cos, sin, bint interleaved, bint inverse=False):
     cdef cnp.ndarray y = empty(shape_of(a), cnp.NPY_FLOAT32, "rope")
     cdef en_status status
     with nogil:
-        status = k.rope(b, t, h, d, 2 * half, floats(a), floats(c), floats(s), table_batch, interleaved, inverse, floats(y))
+        status = k.rope(b, t, h, d, 2 * half, floats(a), floats(c), floats(s), table_batch, interleaved, inverse,
+                        floats(y))
     check(status, "rope")
     return y
 
@@ -224,7 +228,8 @@ def embedding(weight, ids):
     cdef const en_kernels *k = kernels()
     cdef en_dtype kind
     if not isinstance(weight, np.ndarray) or weight.ndim != 2:
-        raise ShapeError(f"embedding: weight must be an array (V, D), not {getattr(weight, 'shape', type(weight).__name__)}")
+        raise ShapeError(f"embedding: weight must be an array (V, D), not "
+                         f"{getattr(weight, 'shape', type(weight).__name__)}")
     weight_type(weight, "embedding", "weight", &kind)
     cdef cnp.ndarray table = np.ascontiguousarray(weight), rows = ids_of(ids, "embedding", "ids")
     cdef int64_t n = cnp.PyArray_SIZE(rows), vocab = cnp.PyArray_DIM(table, 0), d = cnp.PyArray_DIM(table, 1)
@@ -284,17 +289,18 @@ def cross_entropy(logits, labels, int64_t ignore_index=-100):
     """Per row of logits (N, V): -log softmax at its label (N,) int64, and log(sum(exp)). Returns (losses, lse), both
     (N,); 0 for rows whose label is ignore_index. Raises DataError for another label outside [0, V)."""
     cdef const en_kernels *k = kernels()
-    cdef cnp.ndarray a = contiguous(logits, "cross_entropy", "logits"), wanted = ids_of(labels, "cross_entropy", "labels")
-    loss_shapes(a, wanted, "cross_entropy")
+    cdef str op = "cross_entropy"
+    cdef cnp.ndarray a = contiguous(logits, op, "logits"), wanted = ids_of(labels, op, "labels")
+    loss_shapes(a, wanted, op)
     cdef int64_t n = cnp.PyArray_DIM(a, 0), vocab = cnp.PyArray_DIM(a, 1)
-    cdef cnp.ndarray losses = empty((n,), cnp.NPY_FLOAT32, "cross_entropy"), lse = empty((n,), cnp.NPY_FLOAT32, "cross_entropy")
+    cdef cnp.ndarray losses = empty((n,), cnp.NPY_FLOAT32, op), lse = empty((n,), cnp.NPY_FLOAT32, op)
     cdef const int64_t *index = <const int64_t *>cnp.PyArray_DATA(wanted)
     cdef en_status status
     with nogil:
         status = k.cross_entropy(n, vocab, floats(a), index, ignore_index, floats(losses), floats(lse))
     if status == EN_BAD_ID:
-        bad_label(wanted, vocab, ignore_index, "cross_entropy")
-    check(status, "cross_entropy")
+        bad_label(wanted, vocab, ignore_index, op)
+    check(status, op)
     return losses, lse
 
 

@@ -2,8 +2,8 @@
 
 def adam_step(p, g, m, v, double lr, double beta1, double beta2, double eps, double weight_decay, int64_t step,
               bint decoupled):
-    """One Adam step, in place on p, m and v (f32, C-contiguous, of one shape with g). step counts from 1. The decay acts
-    on p directly where decoupled (AdamW), else through the gradient."""
+    """One Adam step, in place on p, m and v (f32, C-contiguous, of one shape with g). step counts from 1. The decay
+    acts on p directly where decoupled (AdamW), else through the gradient."""
     cdef const en_kernels *k = kernels()
     cdef cnp.ndarray weight = writable(p, "adam_step", "p"), grad = contiguous(g, "adam_step", "g")
     cdef cnp.ndarray first = writable(m, "adam_step", "m"), second = writable(v, "adam_step", "v")
