@@ -75,36 +75,35 @@ def _tokens(record: Record, tokenizer: Tokenizer, mask_prompt: bool) -> tuple[li
         return _conversation(record, tokenizer, mask_prompt)
     eos = [tokenizer.eos_ids[0]] if tokenizer.eos_ids else []
     if record.prompt is None:
-        ids = [*_opened(tokenizer, record.text), *eos]
+        ids = [*tokenizer.encode_prompt(record.text), *eos]
         return ids, [bool(record.text)] * len(ids)
-    prompt, answer = _opened(tokenizer, record.prompt), tokenizer.encode_continuation(record.text)
+    prompt, answer = tokenizer.encode_prompt(record.prompt), tokenizer.encode_continuation(record.text)
     learned = [not mask_prompt] * len(prompt) + [bool(answer)] * (len(answer) + len(eos))
     return [*prompt, *answer, *eos], learned
-
-
-def _opened(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Ids of `text` after the BOS that the model wants, with no EOS."""
-    ids = tokenizer.encode(text, add_special=False)
-    return [tokenizer.bos_id, *ids] if tokenizer.add_bos and tokenizer.bos_id is not None else ids
 
 
 def _conversation(record: Record, tokenizer: Tokenizer, mask_prompt: bool) -> tuple[list[int], list[bool]]:
     text = _text(record, tokenizer, len(record.messages))
     spans = _assistant_spans(record, tokenizer, text) if mask_prompt else [(0, len(text))]
     plain, offsets = tokenizer.encode_with_offsets(text)
-    ids, learned = plain, [_inside(offset, spans) for offset in offsets]
-    if tokenizer.add_bos and tokenizer.bos_id is not None and ids[:1] != [tokenizer.bos_id]:
-        ids, learned = [tokenizer.bos_id, *ids], [not mask_prompt, *learned]
+    learned = _overlap(offsets, spans)
+    ids = tokenizer.opened(plain)
+    learned = [not mask_prompt] * (len(ids) - len(plain)) + learned
     if record.messages[-1]["role"] == "assistant" and tokenizer.eos_ids:
-        closing = [i for i, offset in zip(plain, offsets, strict=True) if _inside(offset, spans[-1:])]
+        closing = [i for i, inside in zip(plain, _overlap(offsets, spans[-1:]), strict=True) if inside]
         if not set(closing) & set(tokenizer.eos_ids):  # the template leaves the answer open: teach its end too
             ids, learned = [*ids, tokenizer.eos_ids[0]], [*learned, bool(closing)]
     return ids, learned
 
 
-def _inside(offset: Span, spans: list[Span]) -> bool:
-    """Whether a token's characters are an answer's; one that begins in the prompt and ends in the answer is."""
-    return any(offset[0] < end and start < offset[1] for start, end in spans)
+def _overlap(offsets: list[Span], spans: list[Span]) -> list[bool]:
+    """For each token whether some of its characters are an answer's."""
+    first, last = np.array(offsets, np.int64).reshape(-1, 2).T
+    inside = np.zeros(len(offsets), bool)
+    for start, end in spans:
+        inside |= (first < end) & (last > start)
+    flags: list[bool] = inside.tolist()
+    return flags
 
 
 def _text(record: Record, tokenizer: Tokenizer, count: int, prompt: bool = False) -> str:
@@ -132,4 +131,6 @@ def _assistant_spans(record: Record, tokenizer: Tokenizer, whole: str) -> list[S
 
 def _shared(a: str, b: str) -> int:
     """Number of characters with which both begin."""
+    if b.startswith(a):
+        return len(a)
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

@@ -83,10 +83,17 @@ class Tokenizer:
     def encode(self, text: str, add_special: bool = True) -> list[int]:
         """Ids of `text`; `add_special` puts BOS and EOS around it where the model wants them.
 
-        Special tokens that the text spells out ("<|im_end|>") become their ids.
+        Special tokens that the text spells out ("<|im_end|>") become their ids; a BOS that it spells out is not
+        doubled.
         """
         ids = self._encode(self.engine, text).ids
-        return self._framed(ids) if add_special else ids
+        if not add_special:
+            return ids
+        return [*self.opened(ids), *self.eos_ids[:1]] if self.add_eos else self.opened(ids)
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """Ids of a text that the model shall go on from: BOS where it wants one, never EOS."""
+        return self.opened(self.encode(text, add_special=False))
 
     def encode_continuation(self, text: str) -> list[int]:
         """Ids of `text` as it goes on from earlier text: no BOS, no SentencePiece space in front."""
@@ -107,8 +114,7 @@ class Tokenizer:
     ) -> list[int]:
         """Ids of a conversation by the chat template, with exactly one BOS where the model wants one."""
         text = self.apply_chat_template(messages, add_generation_prompt, tools)
-        ids = self.encode(text, add_special=False)
-        return ids if not self.add_bos or ids[:1] == [self.bos_id] else [self.bos_id, *ids]  # type: ignore[list-item]
+        return self.encode_prompt(text)
 
     def apply_chat_template(
         self,
@@ -132,10 +138,11 @@ class Tokenizer:
             special={name: self.token(i) for name, i in ids.items() if i is not None},
         )
 
-    def _framed(self, ids: list[int]) -> list[int]:
-        if self.add_bos and self.bos_id is not None:
-            ids = [self.bos_id, *ids]
-        return [*ids, self.eos_ids[0]] if self.add_eos else ids
+    def opened(self, ids: list[int]) -> list[int]:
+        """`ids` with one BOS in front where the model wants it."""
+        if not self.add_bos or self.bos_id is None or ids[:1] == [self.bos_id]:
+            return ids
+        return [self.bos_id, *ids]
 
     @staticmethod
     def _encode(engine: Engine, text: str) -> Encoding:

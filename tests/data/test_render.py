@@ -59,6 +59,12 @@ def test_text_learns_all_and_the_end() -> None:
     assert sample.labels.tolist() == sample.ids.tolist()
 
 
+def test_bos_that_the_text_brings_is_not_doubled() -> None:
+    tok = tokenizer()
+    assert text_of(render(Record("x:1", "text", "<s>Four."), tok), tok) == "<s>Four.</s>"
+    assert tok.encode("<s>Four.") == tok.encode("Four.")
+
+
 @pytest.mark.parametrize("mask", [True, False])
 def test_completion_learns_the_answer_and_the_end(mask: bool) -> None:
     tok = tokenizer()

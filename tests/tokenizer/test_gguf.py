@@ -109,6 +109,7 @@ def test_bytes_spaces_and_user_defined_tokens() -> None:
 def test_framing_and_ids() -> None:
     tokenizer = spm(add_bos_token=False, add_eos_token=True, eot_token_id=5, padding_token_id=0xFFFFFFFF)
     assert pieces(tokenizer, "a") == ["\u2581a", "</s>"]
+    assert tokenizer.encode_prompt("a") == tokenizer.encode("a", add_special=False), "a prompt is not ended"
     assert tokenizer.eos_ids == (2, 5)
     assert tokenizer.pad_id is None
     assert spm(bos_token_id=np.uint32(2)).bos_id == 2
