@@ -18,6 +18,8 @@ from formats.disk import Disk, Killed, remembered
 from entrenar.errors import CheckpointError, ConfigError
 from entrenar.formats import checkpoint, files, safetensors
 
+pytestmark = pytest.mark.tier2
+
 ARRAYS = {
     "w": np.arange(6, dtype=np.float32).reshape(2, 3),
     "m": np.array([1.5, np.nan], ml_dtypes.bfloat16),
@@ -193,7 +195,6 @@ def no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", lambda fd: None)
 
 
-@pytest.mark.tier2
 @pytest.mark.usefixtures("no_fsync")
 @pytest.mark.parametrize("target", ["a", "b"], ids=["replacing", "adding"])
 def test_the_last_checkpoint_survives_every_crash(tmp_path: Path, target: str) -> None:
@@ -232,7 +233,6 @@ def writes_in_place(path: Path, arrays: Any, state: Any) -> None:
     files.sync_directory(path.parent)
 
 
-@pytest.mark.tier2
 @pytest.mark.usefixtures("no_fsync")
 @pytest.mark.parametrize(
     ("save", "when"),

@@ -13,6 +13,8 @@ from formats.gguf_bytes import gguf, small, text
 from entrenar.formats import checkpoint, safetensors
 from entrenar.formats.describe import describe
 
+pytestmark = pytest.mark.tier2
+
 TENSORS = {"a": np.zeros((2, 3), np.float32), "b": np.zeros(4, np.float16)}
 
 
@@ -76,13 +78,14 @@ def test_directories_and_safetensors(tmp_path: Path) -> None:
 
 
 def test_an_adapter(tmp_path: Path) -> None:
-    (tmp_path / "adapter_config.json").write_text('{"r": 8}')
+    (tmp_path / "adapter_config.json").write_text('{"r": 8, "target_modules": ["q", "k", "v", 4, 5, 6, 7, 8, 9]}')
     assert describe(tmp_path).kind == "adapter"
     assert "adapter_model.safetensors: can't be read" in str(describe(tmp_path).error)
     safetensors.write(tmp_path / "adapter_model.safetensors", TENSORS)
     found = describe(tmp_path)
     assert found.ok
     assert found.metadata["r"] == 8
+    assert found.metadata["target_modules"] == "9 elements"
     assert found.types["f16"]["parameters"] == 4
 
 
@@ -121,7 +124,6 @@ def test_what_is_not_there(tmp_path: Path) -> None:
     assert "has none of config.json" in str(describe(tmp_path).error)
 
 
-@pytest.mark.tier2
 def test_real_files(shared_data: Path) -> None:
     verdicts = json.loads((shared_data / "gguf/verdicts.json").read_text())
     for name, verdict in verdicts.items():

@@ -13,6 +13,8 @@ from formats.disk import Disk, Killed, remembered
 from entrenar.errors import FormatError
 from entrenar.formats import files
 
+pytestmark = pytest.mark.tier2
+
 
 @pytest.mark.parametrize(
     ("text", "reason"),

@@ -17,6 +17,8 @@ from hypothesis import strategies as st
 from entrenar.errors import FormatError, UnsupportedError
 from entrenar.formats import gguf_read
 
+pytestmark = pytest.mark.tier2
+
 VALID = small()
 TENSORS = [("a", (8,), 0, 0), ("b", (4, 2), 1, 32)]
 
@@ -37,6 +39,8 @@ def test_every_kind_of_value() -> None:
     assert model.metadata.length("words") == 3
     assert model.metadata.length("u8") is None
     assert len(model.metadata) == 9
+    assert "u8" in model.metadata
+    assert model.metadata["words"] is values["words"]  # decoded once
     assert model.metadata.get("absent") is None
 
 
@@ -211,7 +215,6 @@ def accepts(file: bytes) -> bool:
     return True
 
 
-@pytest.mark.tier2
 def test_every_truncation_is_refused_or_reads() -> None:
     header_alone = len(VALID) - 96
     unpadded = len(VALID) - 30
@@ -220,7 +223,6 @@ def test_every_truncation_is_refused_or_reads() -> None:
     assert gguf_read.parse(VALID[:header_alone]).problems()
 
 
-@pytest.mark.tier2
 def test_every_flipped_byte_is_refused_or_reads() -> None:
     rng = random.Random(0)
     outcomes = set()
@@ -361,7 +363,6 @@ def test_paths_that_are_no_files(tmp_path: Path) -> None:
         gguf_read.read("/dev/null")
 
 
-@pytest.mark.tier2
 def test_verdicts_are_llama_cpps(shared_data: Path) -> None:
     verdicts = json.loads((shared_data / "gguf/verdicts.json").read_text())
     ours = {}
@@ -374,7 +375,6 @@ def test_verdicts_are_llama_cpps(shared_data: Path) -> None:
     assert ours == {name: verdict["accept"] for name, verdict in verdicts.items()}
 
 
-@pytest.mark.tier2
 def test_real_vocabularies(shared_data: Path) -> None:
     for name, words, first, last in (
         ("qwen2", 151936, "!", "[PAD151935]"),

@@ -19,6 +19,8 @@ from entrenar.errors import UsageError
 from entrenar.formats import gguf_read, gguf_write
 from entrenar.formats.files import LazyArray
 
+pytestmark = pytest.mark.tier2
+
 BF16 = np.dtype(ml_dtypes.bfloat16)
 DTYPES = (np.dtype(np.float32), np.dtype(np.float16), BF16)
 
@@ -104,6 +106,8 @@ def test_names_and_alignments_that_would_not_be_read_back(tmp_path: Path) -> Non
             gguf_write.write(tmp_path / "x", {"general.alignment": alignment}, [])
     with pytest.raises(UsageError, match="keys have 1 to 65535 bytes"):
         gguf_write.write(tmp_path / "x", {"": 1}, [])
+    with pytest.raises(UsageError, match="0 tensors and 16385 keys; at most 16384 of each"):
+        gguf_write.write(tmp_path / "x", {f"{i}": True for i in range(16_385)}, [])
     gguf_write.write(tmp_path / "x", {"general.alignment": 256}, [("a", one), ("b", one + 1)])
     model = gguf_read.read(tmp_path / "x")
     assert model.tensors["b"].offset % 256 == 0

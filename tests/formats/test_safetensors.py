@@ -21,6 +21,8 @@ from entrenar.errors import FormatError, UnsupportedError, UsageError
 from entrenar.formats import safetensors as ours
 from entrenar.formats.files import LazyArray
 
+pytestmark = pytest.mark.tier2
+
 BF16 = np.dtype(ml_dtypes.bfloat16)
 BOTH_KNOW = [np.dtype(t) for t in ("f4", "f2", "f8", "i8", "i4", "i2", "i1", "u8", "u4", "u2", "u1", "?")] + [BF16]
 
@@ -75,6 +77,7 @@ def test_views_are_lazy_and_read_only() -> None:
     weights = ours.parse(VALID)
     assert list(weights) == ["a", "b"]
     assert "a" in weights
+    assert weights.file_bytes == len(VALID)
     assert len(weights) == 2
     assert weights.tensors["a"].shape == (2, 3)
     assert not weights["a"].flags.writeable
@@ -169,6 +172,12 @@ def test_a_fault_is_one_typed_error_that_says_why(name: str) -> None:
     assert reason in str(caught.value)
 
 
+def test_the_number_of_tensors_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ours, "MAX_TENSORS", 1)
+    with pytest.raises(FormatError, match="more than 1 tensors"):
+        ours.parse(VALID)
+
+
 def test_faults_cost_no_memory() -> None:
     for text in (
         b'{"a":' + b"[" * (1 << 20),
@@ -195,13 +204,11 @@ def accepts(file: bytes) -> bool:
     return True
 
 
-@pytest.mark.tier2
 def test_every_truncation_is_refused() -> None:
     assert accepts(VALID)
     assert not any(accepts(VALID[:cut]) for cut in range(len(VALID)))
 
 
-@pytest.mark.tier2
 def test_every_flipped_bit_is_refused_or_reads() -> None:
     outcomes = set()
     for at in range(len(VALID)):
