@@ -104,7 +104,9 @@ class SafeTensors(Mapping[str, Array]):
         return name in self.tensors
 
     def array(self, name: str) -> Array:
-        """The same as ``self[name]``: `GGUF.array`'s counterpart."""
+        """`self[name]`; a name that is not there is a FormatError, as in `GGUF.array`."""
+        if name not in self.tensors:
+            raise FormatError(self.path, f"tensor {name!r}", "is not in the file")
         return self[name]
 
     def __getitem__(self, name: str) -> Array:

@@ -31,15 +31,15 @@ Saver = Callable[[Path, dict[str, Any], dict[str, Any]], Any]
 
 def test_what_was_saved_comes_back(tmp_path: Path) -> None:
     state = {"step": 3, "loss": 0.1, "none": None, "big": 2**127, "é": [1, "a", {"b": True}]}
-    checkpoint.save(tmp_path / "run/step-3", ARRAYS, state)
-    arrays, loaded = checkpoint.load(tmp_path / "run/step-3")
+    checkpoint.save(tmp_path / "deep/run/step-3", ARRAYS, state)
+    arrays, loaded = checkpoint.load(tmp_path / "deep/run/step-3")
     assert loaded == state
     assert list(arrays) == list(ARRAYS)
     for name, array in ARRAYS.items():
         assert arrays[name].dtype == array.dtype
         assert arrays[name].shape == array.shape
         assert arrays[name].tobytes() == array.tobytes()
-    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["step-3"]
+    assert sorted(p.name for p in (tmp_path / "deep/run").iterdir()) == ["step-3"]
 
 
 def test_the_newest_is_the_one_saved_last_whatever_its_name(tmp_path: Path) -> None:
@@ -55,6 +55,12 @@ def test_the_newest_is_the_one_saved_last_whatever_its_name(tmp_path: Path) -> N
     assert checkpoint.latest(tmp_path) == tmp_path / "renamed"
 
 
+def test_a_directory_that_is_being_written_is_no_checkpoint(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path / "a", ARRAYS, {})
+    shutil.copytree(tmp_path / "a", tmp_path / "b.writing-1")
+    assert checkpoint.checkpoints(tmp_path) == [tmp_path / "a"]
+
+
 def test_prune_keeps_the_newest(tmp_path: Path) -> None:
     for step in range(5):
         checkpoint.save(tmp_path / f"{step}", ARRAYS, {})
@@ -62,6 +68,7 @@ def test_prune_keeps_the_newest(tmp_path: Path) -> None:
     assert [p.name for p in checkpoint.prune(tmp_path, 2)] == ["2", "1", "0"]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["3", "4", "notes"]
     assert checkpoint.prune(tmp_path, 2) == []
+    assert [p.name for p in checkpoint.prune(tmp_path, 1)] == ["3"]
     with pytest.raises(ConfigError, match="keep: is 0; at least 1"):
         checkpoint.prune(tmp_path, 0)
 
@@ -88,6 +95,10 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "another version": (lambda p: edit(p, lambda m: m.update(version=2)), "is not the manifest of a checkpoint"),
     "no files": (lambda p: edit(p, lambda m: m.pop("files")), "its files or its sequence number are missing"),
     "a path": (lambda p: edit(p, lambda m: m["files"].update({"../x": {}})), "its files or its sequence"),
+    "a line of text": (
+        lambda p: edit(p, lambda m: m["files"].update({"state.json": "x"})),
+        "its files or its sequence",
+    ),
     "no sequence": (lambda p: edit(p, lambda m: m.update(sequence="1")), "its files or its sequence"),
     "no arrays": (lambda p: (p / "arrays.safetensors").unlink(), "arrays.safetensors: can't be read"),
     "arrays cut": (lambda p: os.truncate(p / "arrays.safetensors", 50), "arrays.safetensors: has 50 bytes"),

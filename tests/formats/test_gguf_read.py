@@ -78,6 +78,14 @@ def test_any_power_of_two_aligns(alignment: int) -> None:
     assert model.array("a").tolist() + model.array("b").tolist() == values.tolist()
 
 
+def test_the_largest_that_is_allowed() -> None:
+    most = 2**63 - 1
+    model = gguf_read.parse(gguf([("k" * 65_535, 4, u32(1))], [("n" * 63, (most,), 24, 0)]))
+    assert model.metadata["k" * 65_535] == 1
+    assert model.tensors["n" * 63].nbytes == most
+    assert gguf_read.parse(gguf()).problems() == []
+
+
 def test_the_last_padding_may_be_absent_but_not_cut() -> None:
     file = gguf((), [("a", (2,), 0, 0)], bytes(8))
     assert gguf_read.parse(file).array("a").tolist() == [0, 0]
@@ -121,11 +129,11 @@ FAULTS: dict[str, tuple[bytes, str]] = {
     "count beyond the limit": (gguf(n_keys=20_000) + bytes(13 * 20_000), "at most 16384"),
     "key length": (gguf(n_keys=1) + u64(BIG) + bytes(20), "a key is 9223372036854775808 bytes long"),
     "key goes on": (gguf(n_keys=1) + u64(60) + bytes(20), "a key takes 60 bytes"),
-    "key's UTF-8": (gguf(n_keys=1) + text(b"\xc3\x28") + u32(4) + u32(0), "byte 32: a key is not valid UTF-8"),
+    "key's UTF-8": (gguf(n_keys=1) + text(b"a\xc3\x28") + u32(4) + u32(0), "byte 33: a key is not valid UTF-8"),
     "duplicate key": (gguf([("k", 4, u32(1)), ("k", 4, u32(1))]), "key 'k' is there twice"),
     "value type": (gguf([("k", 13, u64(0))]), "unknown type 13"),
     "element type": (gguf([("k", 9, array(99, 0, b""))]), "unknown type 99"),
-    "nested array": (gguf([("k", 9, array(9, 1, array(0, 1, b"a")))]), "array of arrays"),
+    "nested array": (gguf([("k", 9, array(9, 1, array(0, 1, b"a")))]), "byte 37: key 'k' is an array of"),
     "array length": (gguf([("k", 9, array(0, BIG, b"abc"))]), "the 3 bytes left can't hold that"),
     "string array length": (gguf([("k", 9, array(8, 2, text("ab")))]), "the 10 bytes left can't hold that"),
     "string length": (gguf(STRING), "beyond the end of the file"),

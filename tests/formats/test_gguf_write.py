@@ -62,6 +62,13 @@ def test_values_get_their_types(tmp_path: Path, name: str) -> None:
     assert np.array_equal(keys[name], value)
 
 
+def test_typed_metadata_keeps_every_type(tmp_path: Path) -> None:
+    gguf_write.write(tmp_path / "x", {name: value for name, (value, _) in TYPED.items()}, [])
+    first = gguf_read.read(tmp_path / "x").metadata
+    gguf_write.write(tmp_path / "y", first.typed(), [])
+    assert (tmp_path / "y").read_bytes() == (tmp_path / "x").read_bytes()
+
+
 @pytest.mark.parametrize(
     ("value", "reason"),
     [

@@ -83,8 +83,11 @@ def test_views_are_lazy_and_read_only() -> None:
     assert not weights["a"].flags.writeable
     assert weights["b"].tobytes() == bytes(range(24, 30))
     assert weights.metadata == {"format": "pt", "é": '"'}
+    assert weights.array("a").tolist() == weights["a"].tolist()
     with pytest.raises(KeyError):
         weights["c"]
+    with pytest.raises(FormatError, match="tensor 'c': is not in the file"):
+        weights.array("c")
 
 
 def test_types_that_numpy_lacks_are_listed_not_given() -> None:
