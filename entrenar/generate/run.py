@@ -127,7 +127,7 @@ def _tokens(
 ) -> Iterator[str | Generation]:
     ends = _end_ids(model)
     cache = model.new_cache(len(prompt_ids) + budget)
-    decoder = None if model.tokenizer is None else model.tokenizer.stream()
+    decoder = None if model.tokenizer is None else model.tokenizer.stream(prefix=prompt_ids)
     holder = StopStrings(stop)
     new: list[int] = []
     given: list[str] = []
