@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from kernels.guard import guarded
 
 from entrenar import backend
 from entrenar.backend import cpu
@@ -158,3 +159,28 @@ def test_impossible_operands_are_typed_errors():
     for starts in ([[0, 2, 0, 0]], [[-1, 0, 0, 0]]):
         with pytest.raises(UsageError, match="starts"):
             cpu.attention(q, q, q, 1.0, True, 0, np.array(starts, np.int32))
+
+
+def test_nothing_beyond_the_arrays_is_read_or_written(isa):
+    rng = np.random.default_rng(5)
+    for t, s, h, hkv, d in ((1, 1, 1, 1, 2), (1, 600, 7, 1, 10), (5, 9, 4, 2, 6), (33, 40, 3, 3, 34)):
+        q, g = (guarded(rng.standard_normal((1, t, h, d)), np.float32) for _ in range(2))
+        k, v = (guarded(rng.standard_normal((1, s, hkv, d)), np.float32) for _ in range(2))
+        o, lse = (guarded(x) for x in cpu.attention(q, k, v, 0.3))
+        grads = cpu.attention_backward(g, q, k, v, o, lse, 0.3)
+        for got, want in zip((o, lse, *grads), reference(q, k, v, g, 0.3, True, 0, None), strict=True):
+            assert close(got, want)
+
+
+@pytest.mark.parametrize("s", [513, 1024, 1500])
+def test_one_query_over_pieces_of_a_long_cache(isa, same_on_any_threads, s):
+    rng = np.random.default_rng(s)
+    q = rng.standard_normal((2, 1, 6, 16)).astype(np.float32)
+    k, v = (rng.standard_normal((2, s, 2, 16)).astype(np.float32) for _ in range(2))
+    for window, first in ((0, 0), (100, 0), (0, 700 % s), (s - 1, 3)):
+        starts = np.full((2, 1), first, np.int32)
+        o, lse = cpu.attention(q, k, v, 0.25, True, window, starts)
+        want_o, want_lse, *_ = reference(q, k, v, q, 0.25, True, window, starts)
+        assert close(o, want_o)
+        assert close(lse, want_lse)
+    same_on_any_threads(lambda: cpu.attention(q, k, v, 0.25))
