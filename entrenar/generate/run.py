@@ -93,7 +93,7 @@ def _prompt_ids(model: LanguageModel, prompt: str | Sequence[int] | NDArray[np.i
     if isinstance(prompt, str):
         if model.tokenizer is None:
             raise UsageError("a prompt in words needs a tokenizer, and this model has none; pass token ids")
-        ids = model.tokenizer.encode(prompt)
+        ids = model.tokenizer.encode_prompt(prompt)
         if not ids and model.tokenizer.bos_id is not None:
             ids = [model.tokenizer.bos_id]
     else:

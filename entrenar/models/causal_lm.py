@@ -247,6 +247,7 @@ class CausalLM(Module):
                 delta *= np.float32(sign)
                 delta += weight.astype(np.float32, copy=False)
                 linear.weight.data = delta.astype(weight.dtype, copy=False)
+                linear.weight.version += 1
 
     def save_adapter(self, path: str | PathLike[str]) -> None:
         """Writes the adapter as a directory in PEFT's format."""
