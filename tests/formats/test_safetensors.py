@@ -116,6 +116,7 @@ FAULTS: dict[str, tuple[bytes, str]] = {
     "short": (b"1234567", "the file has 7 bytes"),
     "length beyond the file": (pack(ONE, bytes(24))[:-60], "can be at most"),
     "length 2^63": (struct.pack("<Q", 2**63) + b"{}", "the header's length is 9223372036854775808"),
+    "length a little beyond": (struct.pack("<Q", 4) + b"{}", "the header's length is 4; here it can be at most 2"),
     "no object": (pack(b"[]"), "begins with b'['"),
     "no header": (pack(b""), "begins with b''"),
     "leading space": (pack(b" {}"), "begins with b' '"),
@@ -176,6 +177,8 @@ def test_a_fault_is_one_typed_error_that_says_why(name: str) -> None:
 
 
 def test_the_number_of_tensors_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ours, "MAX_TENSORS", 2)
+    assert len(ours.parse(VALID)) == 2
     monkeypatch.setattr(ours, "MAX_TENSORS", 1)
     with pytest.raises(FormatError, match="more than 1 tensors"):
         ours.parse(VALID)
@@ -257,6 +260,15 @@ def test_saving_again_in_another_form_replaces_the_first(tmp_path: Path) -> None
     for shard_size in (32, 1000, 32):
         ours.write_directory(tmp_path, {"a": np.full(2, shard_size, np.int64), **TENSORS}, shard_size)
         assert ours.read(tmp_path)["a"].tolist() == [shard_size] * 2
+
+
+def test_a_small_model_is_one_file(tmp_path: Path) -> None:
+    assert ours.write_directory(tmp_path, TENSORS) == ["model.safetensors"]
+    assert ours.read(tmp_path)["t3"].tolist() == [3] * 4
+
+
+def test_the_most_dimensions() -> None:
+    assert ours.parse(pack({"a": entry("U8", [1] * 32, 0, 1)}, b"1"))["a"].shape == (1,) * 32
 
 
 def test_a_tensor_larger_than_a_shard_has_its_own(tmp_path: Path) -> None:
