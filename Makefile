@@ -27,7 +27,7 @@ test: build  ## run every test
 	@$(PYTEST) -q
 
 tier1: build  ## the tests of the inner loop, within 5 s
-	@$(PYTEST) -q -m tier1
+	@$(PYTEST) -q -m tier1 --hypothesis-profile=quick
 
 tier2: build  ## tier1 and the next ones, within 30 s
 	@$(PYTEST) -q -m "tier1 or tier2"

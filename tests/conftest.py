@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import re
 import tomllib
 from collections import Counter
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parent.parent
 SKIPS = tomllib.loads((ROOT / "tests/skips.toml").read_text())["skip"]
 ALLOWED = [re.compile(row["reason"]) for row in SKIPS]
+
+# No deadline: a busy machine is no fault. In CI the same examples come every time.
+settings.register_profile("full", deadline=None, derandomize="CI" in os.environ)
+settings.register_profile("quick", settings.get_profile("full"), max_examples=15)
+settings.load_profile("full")
 
 skipped: Counter[str] = Counter()
 
