@@ -96,7 +96,8 @@ fuzz: .venv-fuzz/.built  ## each target of fuzz/ for FUZZ_SECONDS=60 under Addre
 	    -artifact_prefix=fuzz/crashes/$$name- fuzz/corpus/$$name || exit 1; \
 	done
 
-.venv-fuzz/.built: $(NATIVE)
+# Not editable: atheris sees no coverage in modules that an editable installation's loader brings.
+.venv-fuzz/.built: $(NATIVE) $(shell find entrenar -name '*.py' 2>/dev/null)
 	@command -v $(FUZZ_CC) >/dev/null || { \
 	  echo "make fuzz: $(FUZZ_CC) is not installed; on Debian and Ubuntu: apt-get install clang-19 libclang-rt-19-dev" >&2; \
 	  exit 2; }
@@ -104,7 +105,7 @@ fuzz: .venv-fuzz/.built  ## each target of fuzz/ for FUZZ_SECONDS=60 under Addre
 	@test -x .venv-fuzz/bin/python || $(PYTHON) -m venv .venv-fuzz
 	@.venv-fuzz/bin/python -m pip install -q $(BUILD_TOOLS) "atheris>=3.0,<4"
 	@CC=$(FUZZ_CC) .venv-fuzz/bin/python -m pip install -q --no-build-isolation -C build-dir=build/fuzz \
-	  "-Ccmake.define.ENTRENAR_SAN=-fsanitize=fuzzer-no-link,address -fno-omit-frame-pointer" -e .
+	  "-Ccmake.define.ENTRENAR_SAN=-fsanitize=fuzzer-no-link,address -fno-omit-frame-pointer" .
 	@touch $@
 
 clean:  ## remove everything that was built, the virtual environments too
