@@ -42,7 +42,9 @@ class TrainConfig:
     )
     # optimizer
     optimizer: Literal["adamw", "adam", "sgd"] = _setting("adamw", "optimizer")
-    learning_rate: float = _setting(2e-4, "peak learning rate", above=0)
+    learning_rate: float | None = _setting(
+        None, "peak learning rate; by default what suits the model's width (docs/training.md)", above=0
+    )
     weight_decay: float = _setting(0.0, "decoupled for adamw, L2 for adam and sgd")
     adam_beta1: float = _setting(0.9, "decay of Adam's first moment", below=1)
     adam_beta2: float = _setting(0.999, "decay of Adam's second moment", below=1)

@@ -25,7 +25,7 @@ from entrenar.train.config import TrainConfig
 from entrenar.train.data import AnyPath, TrainingData, batches_per_epoch, prepare
 from entrenar.train.evaluate import Evaluation, evaluate
 from entrenar.train.record import identity, require_same, run_record
-from entrenar.train.setup import make_optimizer, make_schedule
+from entrenar.train.setup import make_optimizer, make_schedule, resolved
 from entrenar.train.stop import StopRequested, StopSignals
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ class Trainer:
         self, model: CausalLM, data: TrainingData | AnyPath | Iterable[AnyPath], config: TrainConfig | None = None
     ) -> None:
         self.model = model
-        self.config = config = TrainConfig() if config is None else config
+        self.config = config = resolved(TrainConfig() if config is None else config, model)
         self.parameters = dict(model.named_parameters())
         if not any(tensor.ndim >= 2 for tensor in self.parameters.values()):
             raise ConfigError(

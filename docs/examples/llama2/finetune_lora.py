@@ -34,7 +34,6 @@ def main() -> None:
         max_steps=args.steps,
         batch_size=args.batch_size,
         seq_len=args.seq_len,
-        learning_rate=1e-3,
         warmup_steps=args.steps // 20,
     )
     result = en.Trainer(model, args.data, settings).fit()

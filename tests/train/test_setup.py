@@ -1,0 +1,28 @@
+"""The learning rate that a run gets where none is given."""
+
+import pytest
+import tiny
+
+import entrenar as en
+from entrenar.train.setup import resolved
+
+pytestmark = pytest.mark.tier1
+
+
+def test_the_default_rate_falls_with_the_width_and_is_ten_times_higher_for_an_adapter():
+    adapter, whole = tiny.model(lora=True), tiny.model(lora=False)
+    rate = resolved(en.TrainConfig(), adapter).learning_rate
+    assert rate == pytest.approx(5e-4 * 125**0.781)  # 16 wide
+    assert resolved(en.TrainConfig(), whole).learning_rate == pytest.approx(rate / 10)
+    whole.config = whole.config.replace(hidden_size=4096, head_dim=None)
+    assert 1e-5 < resolved(en.TrainConfig(), whole).learning_rate < 1e-4
+
+
+def test_a_rate_that_is_given_stays():
+    assert resolved(en.TrainConfig(learning_rate=0.5), tiny.model()).learning_rate == 0.5
+
+
+def test_the_rate_used_is_in_the_record(tmp_path):
+    trainer = en.Trainer(tiny.model(), tiny.data(), tiny.config(tmp_path, learning_rate=None))
+    assert trainer.config.learning_rate == pytest.approx(5e-4 * 125**0.781)
+    assert trainer.identity["config"]["learning_rate"] == trainer.config.learning_rate
