@@ -159,7 +159,7 @@ class LiveDisplay:
         text = describe(event, self._total)
         if text:
             style = {"train.skip": "yellow", "train.stop": "yellow", "train.eval": "bold"}.get(event.name, "dim")
-            self._console.print(text, style=style, highlight=False, soft_wrap=True)
+            self._console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
 
 
 class TimeLeft:
@@ -198,6 +198,10 @@ def describe(event: Event, total: int) -> str | None:
     """One line about an event, None where it is not worth one."""
     f = event.fields
     match event.name:
+        case "train.data":
+            cut = f"; {f['truncated']:,} samples were cut to seq_len" if f["truncated"] else ""
+            rows = f"{f['rows']:,} rows to train on, {f['valid_rows']:,} to evaluate on{cut}"
+            return rows if f["sample"] is None else f"{rows}\nthe first, ⟦learned⟧ and only read: {f['sample']}"
         case "train.start" if f["resumed"]:
             return f"resumed at step {f['step']} of {f['total_steps']}"
         case "train.step":

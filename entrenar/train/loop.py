@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from entrenar.data import Batch, Dataset, Sampler, batches
+from entrenar.data import Batch, Dataset, Sampler, batches, show
 from entrenar.errors import CheckpointError, ConfigError, DataError, NonFiniteError, UsageError
 from entrenar.formats import checkpoint
 from entrenar.formats.files import write_json
@@ -86,9 +86,10 @@ class Trainer:
             tokenizer.
 
     Raises:
-        ConfigError: nothing is trainable. DataError, TokenizerError: see `prepare`. UsageError: `out` holds a run
-            and ``config.resume`` is not set. CheckpointError: what `out` holds can't be resumed; the message names
-            the setting that differs.
+        ConfigError: nothing is trainable, or seq_len is beyond the model's context.
+        DataError, TokenizerError: see `prepare`.
+        UsageError: `out` holds a run and ``config.resume`` is not set.
+        CheckpointError: what `out` holds can't be resumed; the message names the setting that differs.
     """
 
     def __init__(
@@ -101,6 +102,9 @@ class Trainer:
             raise ConfigError(
                 "model", "no matrix of it is trainable; attach an adapter with add_lora, or load it with dtype='f32'"
             )
+        if config.seq_len > model.config.max_position_embeddings:
+            limit = model.config.max_position_embeddings
+            raise ConfigError("seq_len", f"{config.seq_len} is beyond the model's context of {limit} tokens")
         self.out = None if config.out is None else Path(config.out)
         newest = self._newest_checkpoint()
         self.data = data if isinstance(data, TrainingData) else prepare(data, model.tokenizer, config)
@@ -137,6 +141,7 @@ class Trainer:
             self._stop = stack.enter_context(StopSignals())
             self._metrics = self._open_run(stack)
             self._clock = time.monotonic() - self.progress.elapsed
+            self._say_data()
             emit(
                 "train.start",
                 step=self.progress.step,
@@ -241,6 +246,13 @@ class Trainer:
                 break  # the step will be skipped
             part.backward()
         return loss
+
+    def _say_data(self) -> None:
+        """How much data there is, and the beginning of a sample with its mask: a wrong template is seen at once."""
+        train, valid, tokenizer = self.data.train, self.data.valid, self.model.tokenizer
+        sample = None if tokenizer is None else shorten(show(train.sample(0), tokenizer))
+        rows = 0 if valid is None else len(valid)
+        emit("train.data", rows=len(train), valid_rows=rows, truncated=train.truncated, sample=sample)
 
     def _say_step(self, loss: float, rate: float, norm: float, positions: int, began: float) -> None:
         progress = self.progress
@@ -390,6 +402,12 @@ class Trainer:
             tensor.data[...] = weights[name]
             tensor.version += 1
         self._resumed_from = self.progress.step
+
+
+def shorten(text: str, limit: int = 600) -> str:
+    """Text of at most `limit` characters: its beginning and its end."""
+    half = limit // 2
+    return text if len(text) <= limit else f"{text[:half]} … {text[-half:]}"
 
 
 def peak_rss_gb() -> float:

@@ -24,6 +24,7 @@ def step_fields(step: int, loss: float = 1.5) -> dict:
 
 
 def narrate(first: int = 1, last: int = 3) -> None:
+    emit("train.data", rows=1200, valid_rows=7, truncated=2, sample="[b]Q:⟦A⟧")
     emit("train.start", step=first - 1, total_steps=last, resumed=first > 1)
     for step in range(first, last + 1):
         emit("train.step", **step_fields(step))
@@ -91,7 +92,17 @@ def test_plain_lines_where_there_is_no_terminal() -> None:
         narrate()
     text = stream.getvalue()
     assert "\x1b" not in text
-    for word in ("step 1/3", "loss 1.5000", "12,346 tokens/s", "1.2500 nats a token", "loss is nan", "SIGTERM"):
+    for word in (
+        "step 1/3",
+        "loss 1.5000",
+        "12,346 tokens/s",
+        "1.2500 nats a token",
+        "loss is nan",
+        "SIGTERM",
+        "1,200 rows",
+        "2 samples were cut",
+        "[b]Q:⟦A⟧",
+    ):
         assert word in text
 
 
@@ -112,7 +123,7 @@ def test_the_live_display_shows_all_that_is_asked_for() -> None:
     text = stream.getvalue()
     for word in (
         "resumed at step 1 of 4", "learning rate", "gradient norm", "tokens/s", "12,346", "peak memory", "0.25 GiB",
-        "time left", "1.2500 nats", "4/4",
+        "time left", "1.2500 nats", "4/4", "[b]Q:⟦A⟧",
     ):  # fmt: skip
         assert word in text
 

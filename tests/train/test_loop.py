@@ -191,6 +191,26 @@ def test_a_step_without_labels_is_an_error() -> None:
         Trainer(tiny.model(), TrainingData(data.train), tiny.config(None)).fit()
 
 
+def test_a_window_beyond_the_context_is_an_error() -> None:
+    with pytest.raises(ConfigError, match=r"seq_len: 65 .* 64 tokens"):
+        Trainer(tiny.model(), tiny.data(), tiny.config(None, seq_len=65))
+
+
+def test_the_data_is_shown_before_the_first_step() -> None:
+    from entrenar.tokenizer import from_characters
+
+    model, data, seen = tiny.model(), tiny.data(), []
+    model.tokenizer = from_characters("abcdefghijklmnopqrstuvwxyz")
+    with subscribed(seen.append):
+        Trainer(model, data, tiny.config(None, max_steps=1)).fit()
+    assert [event.name for event in seen[:3]] == ["train.data", "train.start", "train.step"]
+    assert (seen[0].fields["rows"], seen[0].fields["valid_rows"]) == (len(data.train), len(data.valid))
+    first = data.train.sample(0)
+    learned = [i for i, label in zip(first.ids[1:], first.labels[1:], strict=True) if label != -100]
+    marked = "".join(part.split("⟧")[0] for part in seen[0].fields["sample"].split("⟦")[1:])
+    assert marked == "".join(model.tokenizer.decode([int(i)], skip_special=False) for i in learned)
+
+
 def test_nothing_trainable_is_an_error() -> None:
     model = tiny.model(lora=False)
     for _, weight in model.named_weights():
