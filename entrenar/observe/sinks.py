@@ -199,9 +199,10 @@ def describe(event: Event, total: int) -> str | None:
     f = event.fields
     match event.name:
         case "train.data":
-            cut = f"; {f['truncated']:,} samples were cut to seq_len" if f["truncated"] else ""
-            rows = f"{f['rows']:,} rows to train on, {f['valid_rows']:,} to evaluate on{cut}"
-            return rows if f["sample"] is None else f"{rows}\nthe first, ⟦learned⟧ and only read: {f['sample']}"
+            text = f"{f['rows']:,} rows of up to {f['seq_len']} tokens to train on, {f['valid_rows']:,} to evaluate on"
+            if f["truncated"]:
+                text += f"; {f['truncated']:,} samples were longer and are cut"
+            return text if f["sample"] is None else f"{text}\nthe first, ⟦learned⟧ and only read: {f['sample']}"
         case "train.start" if f["resumed"]:
             return f"resumed at step {f['step']} of {f['total_steps']}"
         case "train.step":

@@ -33,7 +33,9 @@ class TrainConfig:
     # batches
     batch_size: int = _setting(4, "sequences a micro-batch", low=1)
     gradient_accumulation_steps: int = _setting(1, "micro-batches an optimizer step", low=1)
-    seq_len: int = _setting(512, "longest sequence in tokens; longer samples are cut", low=2)
+    seq_len: int = _setting(
+        512, "longest sequence in tokens, at most the model's context; longer samples are cut", low=2
+    )
     packing: bool = _setting(True, "several short samples share a sequence, without seeing each other")
     mask_prompt: bool = _setting(False, "learn from completions only, not from prompts")
     random_crops: bool = _setting(False, "plain text: draw windows anywhere in it instead of one after another")

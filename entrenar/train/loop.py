@@ -86,7 +86,7 @@ class Trainer:
             tokenizer.
 
     Raises:
-        ConfigError: nothing is trainable, or seq_len is beyond the model's context.
+        ConfigError: nothing is trainable.
         DataError, TokenizerError: see `prepare`.
         UsageError: `out` holds a run and ``config.resume`` is not set.
         CheckpointError: what `out` holds can't be resumed; the message names the setting that differs.
@@ -102,9 +102,6 @@ class Trainer:
             raise ConfigError(
                 "model", "no matrix of it is trainable; attach an adapter with add_lora, or load it with dtype='f32'"
             )
-        if config.seq_len > model.config.max_position_embeddings:
-            limit = model.config.max_position_embeddings
-            raise ConfigError("seq_len", f"{config.seq_len} is beyond the model's context of {limit} tokens")
         self.out = None if config.out is None else Path(config.out)
         newest = self._newest_checkpoint()
         self.data = data if isinstance(data, TrainingData) else prepare(data, model.tokenizer, config)
@@ -252,7 +249,14 @@ class Trainer:
         train, valid, tokenizer = self.data.train, self.data.valid, self.model.tokenizer
         sample = None if tokenizer is None else shorten(show(train.sample(0), tokenizer))
         rows = 0 if valid is None else len(valid)
-        emit("train.data", rows=len(train), valid_rows=rows, truncated=train.truncated, sample=sample)
+        emit(
+            "train.data",
+            rows=len(train),
+            valid_rows=rows,
+            seq_len=self.config.seq_len,
+            truncated=train.truncated,
+            sample=sample,
+        )
 
     def _say_step(self, loss: float, rate: float, norm: float, positions: int, began: float) -> None:
         progress = self.progress

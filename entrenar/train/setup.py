@@ -21,9 +21,7 @@ ADAPTER_RATE, FULL_RATE, WIDTH, POWER = 5e-4, 5e-5, 2000, 0.781
 OPTIMIZERS: Mapping[str, Callable[[TrainConfig, Mapping[str, Tensor]], Optimizer]] = {
     "sgd": lambda c, p: SGD(p.items(), _rate(c), c.momentum, c.weight_decay),
     "adam": lambda c, p: Adam(p.items(), _rate(c), (c.adam_beta1, c.adam_beta2), c.adam_epsilon, c.weight_decay),
-    "adamw": lambda c, p: AdamW(
-        p.items(), _rate(c), (c.adam_beta1, c.adam_beta2), c.adam_epsilon, c.weight_decay
-    ),
+    "adamw": lambda c, p: AdamW(p.items(), _rate(c), (c.adam_beta1, c.adam_beta2), c.adam_epsilon, c.weight_decay),
 }
 
 SCHEDULES: Mapping[str, Callable[[TrainConfig, int, int], schedule.Schedule]] = {
@@ -36,7 +34,8 @@ SCHEDULES: Mapping[str, Callable[[TrainConfig, int, int], schedule.Schedule]] = 
 
 
 def resolved(config: TrainConfig, model: CausalLM) -> TrainConfig:
-    """The settings with a learning rate, which by default depends on the model."""
+    """The settings with what depends on the model: a learning rate, and sequences that fit into its context."""
+    config = replace(config, seq_len=min(config.seq_len, model.config.max_position_embeddings))
     if config.learning_rate is not None:
         return config
     at_width = ADAPTER_RATE if model.adapter is not None else FULL_RATE

@@ -24,7 +24,7 @@ def step_fields(step: int, loss: float = 1.5) -> dict:
 
 
 def narrate(first: int = 1, last: int = 3) -> None:
-    emit("train.data", rows=1200, valid_rows=7, truncated=2, sample="[b]Q:⟦A⟧")
+    emit("train.data", rows=1200, valid_rows=7, seq_len=64, truncated=2, sample="[b]Q:⟦A⟧")
     emit("train.start", step=first - 1, total_steps=last, resumed=first > 1)
     for step in range(first, last + 1):
         emit("train.step", **step_fields(step))
@@ -100,7 +100,7 @@ def test_plain_lines_where_there_is_no_terminal() -> None:
         "loss is nan",
         "SIGTERM",
         "1,200 rows",
-        "2 samples were cut",
+        "2 samples were longer",
         "[b]Q:⟦A⟧",
     ):
         assert word in text

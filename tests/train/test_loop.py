@@ -191,9 +191,14 @@ def test_a_step_without_labels_is_an_error() -> None:
         Trainer(tiny.model(), TrainingData(data.train), tiny.config(None)).fit()
 
 
-def test_a_window_beyond_the_context_is_an_error() -> None:
-    with pytest.raises(ConfigError, match=r"seq_len: 65 .* 64 tokens"):
-        Trainer(tiny.model(), tiny.data(), tiny.config(None, seq_len=65))
+def test_sequences_are_no_longer_than_the_models_context(tmp_path: Path) -> None:
+    from entrenar.tokenizer import from_characters
+
+    (tmp_path / "text.txt").write_text("abcdefgh" * 100)
+    model = tiny.model()
+    model.tokenizer = from_characters("abcdefgh")
+    trainer = Trainer(model, tmp_path / "text.txt", tiny.config(None, seq_len=512))
+    assert trainer.config.seq_len == trainer.data.train.batch([0]).ids.shape[1] == 64
 
 
 def test_the_data_is_shown_before_the_first_step() -> None:
