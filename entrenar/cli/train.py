@@ -32,6 +32,7 @@ class Shape:
     head_dim: int | None = option(None, "elements a head; by default hidden_size / heads")
     max_position_embeddings: int | None = option(None, "longest text; by default seq_len, or the preset's")
     rope_theta: float | None = option(None, "base of the rotary frequencies")
+    initializer_range: float | None = option(None, "standard deviation of the random weights")
     rms_norm_eps: float | None = option(None, "added under the root of RMSNorm")
     tie_word_embeddings: bool | None = option(None, "the head is the embedding")
     sliding_window: int | None = option(None, "attention looks back this far; by default to the beginning")
