@@ -47,7 +47,7 @@ def measure(sizes: list[str], rounds: int) -> list[dict[str, object]]:
         times: dict[str, list[float]] = {name: [] for name in runs}
         for _ in range(rounds):
             for name, run in runs.items():
-                time.sleep(0.05)  # the other library's threads stop spinning
+                time.sleep(0.3)  # OpenBLAS's idle threads spin for some 200 ms
                 run()  # and this one's wake up
                 start = time.perf_counter()
                 for _ in range(inner):

@@ -146,8 +146,8 @@ WORD void v_transpose(vf r[VL]) {
     }
 }
 
-/* gemm.h: rows and vectors of a register tile, depth of a packed block, rows of A and columns of B in cache */
-enum { MR = 6, NV = 2, KC = 256, MC = 6 * 36, NC = 2048 };
+/* gemm.h: rows and vectors of a register tile, depth of a packed block, rows of A in cache */
+enum { MR = 6, NV = 2, KC = 256, MC = 6 * 20 };
 
 #include "../kernels/all.h"
 

@@ -119,8 +119,8 @@ WORD void v_transpose(vf r[VL]) {
     }
 }
 
-/* gemm.h: rows and vectors of a register tile, depth of a packed block, rows of A and columns of B in cache */
-enum { MR = 14, NV = 2, KC = 256, MC = 14 * 16, NC = 2048 };
+/* gemm.h: rows and vectors of a register tile, depth of a packed block, rows of A in cache */
+enum { MR = 14, NV = 2, KC = 256, MC = 14 * 8 };
 
 #include "../kernels/all.h"
 

@@ -114,8 +114,8 @@ WORD double vd_sum(vd acc) { return acc; }
 
 WORD void v_transpose(vf r[VL]) { (void)r; }
 
-/* gemm.h: rows and vectors of a register tile, depth of a packed block, rows of A and columns of B in cache */
-enum { MR = 4, NV = 8, KC = 256, MC = 128, NC = 1024 };
+/* gemm.h: rows and vectors of a register tile, depth of a packed block, rows of A in cache */
+enum { MR = 4, NV = 8, KC = 256, MC = 64 };
 
 #include "../kernels/all.h"
 

@@ -73,7 +73,7 @@ static en_status product(int64_t m, int64_t n, int64_t k, const float *a, int64_
     const struct en_gemm p = {.m = m, .n = n, .k = k, .a = a, .a_row = a_row, .a_col = a_col, .b = b,
                               .b_type = EN_F32, .b_row = b_row, .b_col = b_col, .c = c, .c_row = c_row,
                               .accumulate = accumulate};
-    return gemm_alone(&p);
+    return gemm_one(&p);
 }
 
 /* Of one float, by the vector's way: a level's scalars and vectors round alike, and no libm has a say. */
@@ -240,10 +240,8 @@ static void merge_pieces(const struct attention_job *job, int64_t head) {
     finish_rows(p, head / p->hkv, head % p->hkv, 0, 1, to);
 }
 
-/* Threads that the products of one pass are worth. */
 static int64_t attention_threads(const struct en_attention *p) {
-    const double work = 2.0 * (double)p->b * (double)p->h * (double)p->t * (double)p->s * (double)p->d;
-    return 1 + (int64_t)(work < 1e15 ? work / GEMM_GRAIN : EN_MAX_THREADS);
+    return gemm_threads(2.0 * (double)p->b * (double)p->h * (double)p->t * (double)p->s * (double)p->d);
 }
 
 static en_status attention(const struct en_attention *p) {

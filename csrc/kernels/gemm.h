@@ -1,12 +1,14 @@
 /* Products: C = A·B and C += A·B in f32, any strides, B in f32, bf16 or f16.
  *
- * The block algorithm of BLIS: B is packed in panels of NR columns that stay in L1 while panels of at most MR rows of A
+ * The block algorithm of BLIS: B is packed once, in panels of NR columns, by all threads together. Then a task takes a
+ * block of rows of A, packs it in panels of at most MR rows, and multiplies: a panel of B stays in L1 while those of A
  * pass by from L2, and a tile of C is summed in registers. Transposes and 16-bit weights cost nothing extra: packing
  * reads any strides and widens. Products with few rows read B where it lies, because packing would cost more than it
  * saves: by dot products where k is contiguous (the weights of a linear layer), by columns where n is.
  *
- * Every element of C is summed in an order that the shape alone decides: blocks of k in order, each from zero. Threads
- * own rectangles of C, so bits don't depend on their number.
+ * Every element of C is summed by one task, in an order that the shape alone decides: blocks of k in order, each from
+ * zero. So bits don't depend on the number of threads. Tasks are claimed, not dealt out: a thread that the system keeps
+ * waiting is left behind.
  */
 #ifndef EN_GEMM_H
 #define EN_GEMM_H
@@ -125,54 +127,111 @@ _Static_assert(MR <= 14, "a tile function for every height");
 /* Rows of A below which packing B is not worth it. */
 enum { FEW_ROWS = 2 * MR };
 
-/* The rectangle rows [m0,m1) × columns [n0,n1) of one product. */
-static en_status gemm_block(const struct en_gemm *p, const float *a, const void *b, float *c, int64_t m0, int64_t m1,
-                            int64_t n0, int64_t n1) {
-    const int64_t element = p->b_type == EN_F32 ? 4 : 2;
-    const int64_t k_blocks = ceil_div(p->k, KC), kc_max = ceil_div(p->k, k_blocks);
-    const int64_t m_blocks = ceil_div(m1 - m0, MC), mc_max = ceil_div(m1 - m0, m_blocks);
-    const int64_t nc_max = min64(NC, ceil_div(n1 - n0, NR) * NR);
-    const int in_place = p->b_type == EN_F32 && p->b_col == 1 && p->m <= FEW_ROWS; /* only the ragged edge is packed */
-    float *packed_a = en_scratch(EN_SCRATCH_A, (size_t)(mc_max * kc_max + VL) * 4);
-    float *packed_b = en_scratch(EN_SCRATCH_B, (size_t)((in_place ? NR : nc_max) * kc_max + VL) * 4);
-    if (!packed_a || !packed_b) return EN_NO_MEMORY;
-    for (int64_t jc = n0; jc < n1; jc += NC) {
-        const int64_t j_end = min64(n1, jc + NC);
-        for (int64_t kb = 0; kb < k_blocks; kb++) {
-            const int64_t k0 = cut(p->k, k_blocks, kb), kc = cut(p->k, k_blocks, kb + 1) - k0;
-            const int accumulate = p->accumulate || kb > 0;
-            const char *b_block = (const char *)b + k0 * p->b_row * element;
-            if (!in_place)
-                for (int64_t j = jc; j < j_end; j += NR)
-                    pack(p->b_type, packed_b + (j - jc) * kc, NR, b_block + j * p->b_col * element, p->b_col, p->b_row,
-                         min64(NR, j_end - j), kc);
-            else if ((j_end - jc) % NR)
-                pack(EN_F32, packed_b, NR, (const float *)b_block + (j_end - (j_end - jc) % NR), 1, p->b_row,
-                     (j_end - jc) % NR, kc);
-            for (int64_t mb = 0; mb < m_blocks; mb++) {
-                const int64_t i0 = m0 + cut(m1 - m0, m_blocks, mb), mc = m0 + cut(m1 - m0, m_blocks, mb + 1) - i0;
-                const int64_t panels = ceil_div(mc, MR);
+/* Floats of B packed at a time: they stay in the last cache while all rows of A pass. */
+enum { PACKED_FLOATS = 1 << 21 };
+
+/* Columns [n0, n1) of one product, and how they are cut into tasks. */
+struct gemm_chunk {
+    const struct en_gemm *p;
+    int64_t n0, n1;
+    int64_t m_blocks, n_pieces;
+    int in_place;    /* full panels of B are read where they lie; only a ragged last one is packed */
+    float *packed_b; /* a k block after the other; in it a panel after the other, each (kc, NR) */
+    _Atomic int status;
+};
+
+static inline int64_t k_blocks(const struct en_gemm *p) { return ceil_div(p->k, KC); }
+
+/* Panel of columns j, j+1.. and rows k0, k0+1.. of B, where it was packed; and its row stride. */
+static const float *panel_at(const struct gemm_chunk *q, int64_t j, int64_t k0, int64_t kc, int64_t *row) {
+    const struct en_gemm *p = q->p;
+    const int ragged = q->n1 - j < NR;
+    *row = NR;
+    if (!q->in_place) return q->packed_b + k0 * ceil_div(q->n1 - q->n0, NR) * NR + (j - q->n0) * kc;
+    if (ragged) return q->packed_b + k0 * NR;
+    *row = p->b_row;
+    return (const float *)p->b + k0 * p->b_row + j;
+}
+
+static void pack_panels(void *context, int64_t begin, int64_t end) {
+    const struct gemm_chunk *q = context;
+    const struct en_gemm *p = q->p;
+    const int64_t blocks = k_blocks(p), element = p->b_type == EN_F32 ? 4 : 2;
+    for (int64_t panel = begin; panel < end; panel++) {
+        const int64_t j = q->n0 + panel * NR, n = min64(NR, q->n1 - j);
+        if (q->in_place && n == NR) continue;
+        for (int64_t block = 0; block < blocks; block++) {
+            const int64_t k0 = cut(p->k, blocks, block), kc = cut(p->k, blocks, block + 1) - k0;
+            int64_t row;
+            pack(p->b_type, (float *)panel_at(q, j, k0, kc, &row), NR,
+                 (const char *)p->b + (k0 * p->b_row + j * p->b_col) * element, p->b_col, p->b_row, n, kc);
+        }
+    }
+}
+
+static void multiply_blocks(void *context, int64_t begin, int64_t end) {
+    struct gemm_chunk *q = context;
+    const struct en_gemm *p = q->p;
+    const int64_t blocks = k_blocks(p), all_panels = ceil_div(q->n1 - q->n0, NR);
+    float *packed_a =
+        en_scratch(EN_SCRATCH_A, (size_t)(ceil_div(p->m, q->m_blocks) * ceil_div(p->k, blocks) + VL) * sizeof(float));
+    if (!packed_a) {
+        q->status = EN_NO_MEMORY;
+        return;
+    }
+    for (int64_t task = begin; task < end; task++) {
+        const int64_t mb = task / q->n_pieces, piece = task % q->n_pieces;
+        const int64_t i0 = cut(p->m, q->m_blocks, mb), mc = cut(p->m, q->m_blocks, mb + 1) - i0;
+        const int64_t j0 = q->n0 + cut(all_panels, q->n_pieces, piece) * NR;
+        const int64_t j1 = min64(q->n1, q->n0 + cut(all_panels, q->n_pieces, piece + 1) * NR);
+        const int64_t panels = ceil_div(mc, MR);
+        for (int64_t block = 0; block < blocks; block++) {
+            const int64_t k0 = cut(p->k, blocks, block), kc = cut(p->k, blocks, block + 1) - k0;
+            for (int64_t r = 0; r < panels; r++) {
+                const int64_t i = cut(mc, panels, r), h = cut(mc, panels, r + 1) - i;
+                pack(EN_F32, packed_a + i * kc, h, p->a + (i0 + i) * p->a_row + k0 * p->a_col, p->a_row, p->a_col, h,
+                     kc);
+            }
+            for (int64_t j = j0; j < j1; j += NR) {
+                int64_t row;
+                const float *panel = panel_at(q, j, k0, kc, &row);
                 for (int64_t r = 0; r < panels; r++) {
                     const int64_t i = cut(mc, panels, r), h = cut(mc, panels, r + 1) - i;
-                    pack(EN_F32, packed_a + i * kc, h, a + (i0 + i) * p->a_row + k0 * p->a_col, p->a_row, p->a_col, h,
-                         kc);
-                }
-                for (int64_t j = jc; j < j_end; j += NR) {
-                    const int64_t n = min64(NR, j_end - j);
-                    const int lies = in_place && n == NR;
-                    const float *panel = lies       ? (const float *)b_block + j
-                                         : in_place ? packed_b
-                                                    : packed_b + (j - jc) * kc;
-                    for (int64_t r = 0; r < panels; r++) {
-                        const int64_t i = cut(mc, panels, r), h = cut(mc, panels, r + 1) - i;
-                        tiles[h](kc, packed_a + i * kc, panel, lies ? p->b_row : NR, c + (i0 + i) * p->c_row + j,
-                                 p->c_row, n, accumulate);
-                    }
+                    tiles[h](kc, packed_a + i * kc, panel, row, p->c + (i0 + i) * p->c_row + j, p->c_row,
+                             min64(NR, j1 - j), p->accumulate || block > 0);
                 }
             }
         }
     }
-    return EN_OK;
+}
+
+/* Threads that this much work deserves. */
+static inline int64_t gemm_threads(double multiply_adds) {
+    return multiply_adds < 1e15 ? 1 + (int64_t)(multiply_adds / GEMM_GRAIN) : EN_MAX_THREADS;
+}
+
+static inline double gemm_work(const struct en_gemm *p) { return (double)p->m * (double)p->n * (double)p->k; }
+
+static en_status gemm_blocks(const struct en_gemm *p) {
+    struct gemm_chunk q = {.p = p, .status = EN_OK};
+    const int64_t threads = min64(gemm_threads(gemm_work(p)), en_get_threads());
+    q.in_place = p->b_type == EN_F32 && p->b_col == 1 && p->m <= FEW_ROWS;
+    const int64_t width = q.in_place ? p->n : min64(p->n, max64(NR, PACKED_FLOATS / p->k / NR * NR));
+    const int64_t packed = q.in_place ? NR : ceil_div(width, NR) * NR;
+    q.packed_b = en_scratch(EN_SCRATCH_B, (size_t)(packed * p->k + VL) * sizeof(float));
+    if (!q.packed_b) return EN_NO_MEMORY;
+    q.m_blocks = ceil_div(p->m, MC);
+    if (q.m_blocks > threads) q.m_blocks = ceil_div(q.m_blocks, threads) * threads; /* none is left over */
+    for (q.n0 = 0; q.n0 < p->n && q.status == EN_OK; q.n0 += width) {
+        q.n1 = min64(p->n, q.n0 + width);
+        const int64_t panels = ceil_div(q.n1 - q.n0, NR);
+        /* enough tasks for every thread, but each wide enough to be worth packing its rows of A */
+        q.n_pieces = max64(1, min64(ceil_div(4 * threads, q.m_blocks), panels * NR / 256));
+        if (threads == 1) q.n_pieces = 1;
+        en_parallel_tasks(panels, threads, pack_panels, &q);
+        en_parallel_tasks(q.m_blocks * q.n_pieces, threads, multiply_blocks, &q);
+    }
+    return (en_status)q.status;
 }
 
 /* Few rows, k contiguous in B: each weight is read once, DOT_N rows of it at a time, against DOT_M rows of A. */
@@ -230,85 +289,76 @@ WORD void dot_rows(enum en_dtype type, const struct en_gemm *p, const float *a, 
         }
 }
 
-static en_status gemm_dot(const struct en_gemm *p, const float *a, const void *b, float *c, int64_t n0, int64_t n1) {
+struct gemm_dots {
+    const struct en_gemm *p;
+    const float *a; /* (m,k) contiguous */
+};
+
+static void dot_range(void *context, int64_t begin, int64_t end) {
+    const struct gemm_dots *q = context;
+    const struct en_gemm *p = q->p;
+    switch (p->b_type) {
+    case EN_BF16: dot_rows(EN_BF16, p, q->a, p->b, p->c, begin, end); break;
+    case EN_F16: dot_rows(EN_F16, p, q->a, p->b, p->c, begin, end); break;
+    default: dot_rows(EN_F32, p, q->a, p->b, p->c, begin, end); break;
+    }
+}
+
+static en_status gemm_dot(const struct en_gemm *p) {
+    struct gemm_dots q = {p, p->a};
     if (p->a_col != 1 || p->a_row != p->k) {
-        float *rows = en_scratch(EN_SCRATCH_A, (size_t)(p->m * p->k) * 4);
+        float *rows = en_scratch(EN_SCRATCH_A, (size_t)(p->m * p->k) * sizeof(float));
         if (!rows) return EN_NO_MEMORY;
         for (int64_t i = 0; i < p->m; i++)
-            for (int64_t j = 0; j < p->k; j++) rows[i * p->k + j] = a[i * p->a_row + j * p->a_col];
-        a = rows;
+            for (int64_t j = 0; j < p->k; j++) rows[i * p->k + j] = p->a[i * p->a_row + j * p->a_col];
+        q.a = rows;
     }
-    switch (p->b_type) {
-    case EN_BF16: dot_rows(EN_BF16, p, a, b, c, n0, n1); break;
-    case EN_F16: dot_rows(EN_F16, p, a, b, c, n0, n1); break;
-    default: dot_rows(EN_F32, p, a, b, c, n0, n1); break;
-    }
+    en_parallel_for(p->n, GEMM_GRAIN / (p->m * p->k) + 1, dot_range, &q);
     return EN_OK;
 }
 
-/* Do dot products serve it? */
-static int wants_dots(const struct en_gemm *p) { return p->m <= DOT_ROWS && p->b_row == 1 && p->b_col != 1; }
-
-/* One product on the calling thread; the building block of other kernels. */
-static en_status gemm_alone(const struct en_gemm *p) {
+/* One product; p's batch is not looked at. */
+static en_status gemm_one(const struct en_gemm *p) {
     if (p->m == 0 || p->n == 0) return EN_OK;
-    return wants_dots(p) ? gemm_dot(p, p->a, p->b, p->c, 0, p->n) : gemm_block(p, p->a, p->b, p->c, 0, p->m, 0, p->n);
+    return p->m <= DOT_ROWS && p->b_row == 1 && p->b_col != 1 ? gemm_dot(p) : gemm_blocks(p);
 }
 
-struct gemm_job {
+struct gemm_batch {
     const struct en_gemm *p;
-    int64_t cuts_m, cuts_n; /* rectangles of each product */
-    int dots;
     _Atomic int status;
 };
 
-static void gemm_range(void *context, int64_t begin, int64_t end) {
-    struct gemm_job *job = context;
-    const struct en_gemm *p = job->p;
-    const int64_t rectangles = job->cuts_m * job->cuts_n, panels = ceil_div(p->n, NR);
-    for (int64_t task = begin; task < end; task++) {
-        int64_t a = 0, b = 0, c = 0, index = task / rectangles;
-        for (int d = p->batch_ndim - 1; d >= 0; d--) {
-            const int64_t x = index % p->batch[d];
-            index /= p->batch[d];
-            a += x * p->a_batch[d];
-            b += x * p->b_batch[d];
-            c += x * p->c_batch[d];
+static void gemm_products(void *context, int64_t begin, int64_t end) {
+    struct gemm_batch *batch = context;
+    for (int64_t product = begin; product < end; product++) {
+        struct en_gemm p = *batch->p;
+        int64_t a = 0, b = 0, c = 0, index = product;
+        for (int d = p.batch_ndim - 1; d >= 0; d--) {
+            const int64_t x = index % p.batch[d];
+            index /= p.batch[d];
+            a += x * p.a_batch[d];
+            b += x * p.b_batch[d];
+            c += x * p.c_batch[d];
         }
-        const int64_t im = task % rectangles / job->cuts_n, in = task % rectangles % job->cuts_n;
-        const int64_t m0 = cut(p->m, job->cuts_m, im), m1 = cut(p->m, job->cuts_m, im + 1);
-        const int64_t n0 = cut(panels, job->cuts_n, in) * NR;
-        const int64_t n1 = min64(cut(panels, job->cuts_n, in + 1) * NR, p->n);
-        const void *pb = (const char *)p->b + b * (p->b_type == EN_F32 ? 4 : 2);
-        en_status status = job->dots ? gemm_dot(p, p->a + a, pb, p->c + c, n0, n1)
-                                     : gemm_block(p, p->a + a, pb, p->c + c, m0, m1, n0, n1);
-        if (status != EN_OK) job->status = status;
+        p.a += a;
+        p.b = (const char *)p.b + b * (p.b_type == EN_F32 ? 4 : 2);
+        p.c += c;
+        en_status status = gemm_one(&p);
+        if (status != EN_OK) batch->status = status;
     }
 }
 
+/* A batch of many products goes to threads whole; few products are each shared by all threads. */
 static en_status gemm(const struct en_gemm *p) {
+    struct gemm_batch batch = {.p = p, .status = EN_OK};
     int64_t products = 1;
     for (int d = 0; d < p->batch_ndim; d++) products *= p->batch[d];
-    if (products == 0 || p->m == 0 || p->n == 0) return EN_OK;
-    struct gemm_job job = {.p = p, .cuts_m = 1, .cuts_n = 1, .status = EN_OK};
-    job.dots = wants_dots(p);
-    /* As many rectangles as the threads need, cut so that the least is packed twice. */
-    const double work = (double)p->m * (double)p->n * (double)max64(p->k, 1);
-    const int64_t threads = en_get_threads(), worth = (int64_t)min64(1 << 20, (int64_t)(work / GEMM_GRAIN));
-    const int64_t panels = ceil_div(p->n, NR);
-    int64_t pieces = products % threads == 0 || products >= 4 * threads ? 1 : min64(threads, worth);
-    for (int64_t m = 1; m <= pieces; m++) {
-        if (pieces % m || m > ceil_div(p->m, MR) || pieces / m > panels || (job.dots && m > 1)) continue;
-        const int64_t n = pieces / m;
-        if (job.cuts_m * job.cuts_n == 1 || n * p->m + m * p->n < job.cuts_n * p->m + job.cuts_m * p->n) {
-            job.cuts_m = m;
-            job.cuts_n = n;
-        }
-    }
-    const int64_t tasks = products * job.cuts_m * job.cuts_n;
-    const int64_t grain = job.cuts_m * job.cuts_n > 1 ? 1 : (int64_t)(GEMM_GRAIN / (work < 1 ? 1 : work)) + 1;
-    en_parallel_for(tasks, grain, gemm_range, &job);
-    return (en_status)job.status;
+    const int64_t threads = min64(gemm_threads((double)products * gemm_work(p)), en_get_threads());
+    if (products >= 2 * threads)
+        en_parallel_tasks(products, threads, gemm_products, &batch);
+    else
+        gemm_products(&batch, 0, products);
+    return (en_status)batch.status;
 }
 
 #endif
