@@ -234,93 +234,110 @@ static en_status gemm_blocks(const struct en_gemm *p) {
     return (en_status)q.status;
 }
 
-/* Few rows, k contiguous in B: each weight is read once, DOT_N rows of it at a time, against DOT_M rows of A. */
-enum { DOT_ROWS = 8, DOT_M = 4, DOT_N = VL == 16 ? 4 : 2 };
+/* Few vectors x against many w, k contiguous in both: c[i * c_few + j * c_many] = or += x_i · w_j. Each w is read once,
+ * DOT_N of them at a time, against DOT_M of x. Serves few rows of A against the weights of a linear layer, and many rows
+ * of A against few columns of B. */
+enum { DOT_ROWS = 8, DOT_COLUMNS = 16, DOT_M = 4, DOT_N = VL == 16 ? 4 : 2 };
 
-WORD void dot_tile(const int m, const int n, enum en_dtype type, int64_t k, const float *a, const void *b, int64_t b_col,
-                   int64_t column, float *c, int64_t c_row, int accumulate) {
+struct dots {
+    int64_t few, many, k;
+    const float *x; /* (few,k) */
+    int64_t x_row;
+    enum en_dtype type;
+    const void *w; /* (many,k) */
+    int64_t w_row;
+    float *c;
+    int64_t c_few, c_many;
+    int accumulate;
+};
+
+WORD void dot_tile(const int m, const int n, enum en_dtype type, const struct dots *q, int64_t i0, int64_t j0) {
     vf acc[DOT_M][DOT_N];
 #pragma GCC unroll 4
     for (int i = 0; i < m; i++)
 #pragma GCC unroll 4
-        for (int v = 0; v < n; v++) acc[i][v] = v_zero();
-    for (int64_t j = 0; j < k; j += VL) {
-        vf row[DOT_M];
+        for (int j = 0; j < n; j++) acc[i][j] = v_zero();
+    for (int64_t l = 0; l < q->k; l += VL) {
+        vf x[DOT_M];
 #pragma GCC unroll 4
-        for (int i = 0; i < m; i++) row[i] = load_as(EN_F32, a, i * k + j, k - j);
+        for (int i = 0; i < m; i++) x[i] = load_as(EN_F32, q->x, (i0 + i) * q->x_row + l, q->k - l);
 #pragma GCC unroll 4
-        for (int v = 0; v < n; v++) {
-            vf w = load_as(type, b, (column + v) * b_col + j, k - j);
+        for (int j = 0; j < n; j++) {
+            vf w = load_as(type, q->w, (j0 + j) * q->w_row + l, q->k - l);
 #pragma GCC unroll 4
-            for (int i = 0; i < m; i++) acc[i][v] = v_fma(row[i], w, acc[i][v]);
+            for (int i = 0; i < m; i++) acc[i][j] = v_fma(x[i], w, acc[i][j]);
         }
     }
 #pragma GCC unroll 4
     for (int i = 0; i < m; i++)
 #pragma GCC unroll 4
-        for (int v = 0; v < n; v++) {
-            float *at = c + i * c_row + column + v, sum = v_hsum(acc[i][v]);
-            *at = accumulate ? *at + sum : sum;
+        for (int j = 0; j < n; j++) {
+            float *at = q->c + (i0 + i) * q->c_few + (j0 + j) * q->c_many, sum = v_hsum(acc[i][j]);
+            *at = q->accumulate ? *at + sum : sum;
         }
 }
 
-/* Columns [n0,n1) of a product with m <= DOT_M rows, a (m,k) contiguous. */
-WORD void dot_columns(const int m, enum en_dtype type, const struct en_gemm *p, const float *a, const void *b, float *c,
-                      int64_t n0, int64_t n1) {
-    int64_t j = n0;
-    for (; j + DOT_N <= n1; j += DOT_N)
-        dot_tile(m, DOT_N, type, p->k, a, b, p->b_col, j, c, p->c_row, p->accumulate);
-    for (; j < n1; j++) dot_tile(m, 1, type, p->k, a, b, p->b_col, j, c, p->c_row, p->accumulate);
+/* m <= DOT_M vectors x from i on, against w [begin, end) */
+WORD void dot_band(const int m, enum en_dtype type, const struct dots *q, int64_t i, int64_t begin, int64_t end) {
+    int64_t j = begin;
+    for (; j + DOT_N <= end; j += DOT_N) dot_tile(m, DOT_N, type, q, i, j);
+    for (; j < end; j++) dot_tile(m, 1, type, q, i, j);
 }
 
-WORD void dot_rows(enum en_dtype type, const struct en_gemm *p, const float *a, const void *b, float *c, int64_t n0,
-                   int64_t n1) {
-    for (int64_t j = n0; j < n1; j += 64) /* 64 rows of B stay in cache for the second DOT_M rows of A */
-        for (int64_t i = 0; i < p->m; i += DOT_M) {
-            const float *ai = a + i * p->k;
-            float *ci = c + i * p->c_row;
-            const int64_t end = min64(n1, j + 64);
-            switch (min64(DOT_M, p->m - i)) {
-            case 1: dot_columns(1, type, p, ai, b, ci, j, end); break;
-            case 2: dot_columns(2, type, p, ai, b, ci, j, end); break;
-            case 3: dot_columns(3, type, p, ai, b, ci, j, end); break;
-            default: dot_columns(4, type, p, ai, b, ci, j, end); break;
+WORD void dot_all(enum en_dtype type, const struct dots *q, int64_t begin, int64_t end) {
+    for (int64_t j = begin; j < end; j += 16) /* 16 of w stay in cache for the next DOT_M of x */
+        for (int64_t i = 0; i < q->few; i += DOT_M) {
+            const int64_t stop = min64(end, j + 16);
+            switch (min64(DOT_M, q->few - i)) {
+            case 1: dot_band(1, type, q, i, j, stop); break;
+            case 2: dot_band(2, type, q, i, j, stop); break;
+            case 3: dot_band(3, type, q, i, j, stop); break;
+            default: dot_band(4, type, q, i, j, stop); break;
             }
         }
 }
 
-struct gemm_dots {
-    const struct en_gemm *p;
-    const float *a; /* (m,k) contiguous */
-};
-
 static void dot_range(void *context, int64_t begin, int64_t end) {
-    const struct gemm_dots *q = context;
-    const struct en_gemm *p = q->p;
-    switch (p->b_type) {
-    case EN_BF16: dot_rows(EN_BF16, p, q->a, p->b, p->c, begin, end); break;
-    case EN_F16: dot_rows(EN_F16, p, q->a, p->b, p->c, begin, end); break;
-    default: dot_rows(EN_F32, p, q->a, p->b, p->c, begin, end); break;
+    const struct dots *q = context;
+    switch (q->type) {
+    case EN_BF16: dot_all(EN_BF16, q, begin, end); break;
+    case EN_F16: dot_all(EN_F16, q, begin, end); break;
+    default: dot_all(EN_F32, q, begin, end); break;
     }
 }
 
-static en_status gemm_dot(const struct en_gemm *p) {
-    struct gemm_dots q = {p, p->a};
-    if (p->a_col != 1 || p->a_row != p->k) {
-        float *rows = en_scratch(EN_SCRATCH_A, (size_t)(p->m * p->k) * sizeof(float));
-        if (!rows) return EN_NO_MEMORY;
-        for (int64_t i = 0; i < p->m; i++)
-            for (int64_t j = 0; j < p->k; j++) rows[i * p->k + j] = p->a[i * p->a_row + j * p->a_col];
-        q.a = rows;
+/* x, which lies at `from` with steps from_row and from_k, is gathered first unless its k is contiguous f32. */
+static en_status gemm_dots(struct dots q, enum en_dtype from_type, const void *from, int64_t from_row, int64_t from_k) {
+    q.x = from;
+    q.x_row = from_row;
+    if (from_type != EN_F32 || from_k != 1) {
+        q.x_row = ceil_div(q.k, VL) * VL;
+        float *x = en_scratch(EN_SCRATCH_A, (size_t)(q.few * q.x_row + VL) * sizeof(float));
+        if (!x) return EN_NO_MEMORY;
+        pack(from_type, x, q.x_row, from, from_k, from_row, q.k, q.few);
+        q.x = x;
     }
-    en_parallel_for(p->n, GEMM_GRAIN / (p->m * p->k) + 1, dot_range, &q);
+    en_parallel_for(q.many, GEMM_GRAIN / (q.few * q.k) + 1, dot_range, &q);
     return EN_OK;
 }
 
 /* One product; p's batch is not looked at. */
 static en_status gemm_one(const struct en_gemm *p) {
     if (p->m == 0 || p->n == 0) return EN_OK;
-    return p->m <= DOT_ROWS && p->b_row == 1 && p->b_col != 1 ? gemm_dot(p) : gemm_blocks(p);
+    struct dots q = {.k = p->k, .c = p->c, .accumulate = p->accumulate};
+    if (p->m <= DOT_ROWS && p->b_row == 1 && p->b_col != 1) {
+        q.few = p->m, q.c_few = p->c_row;
+        q.many = p->n, q.c_many = 1;
+        q.type = p->b_type, q.w = p->b, q.w_row = p->b_col;
+        return gemm_dots(q, EN_F32, p->a, p->a_row, p->a_col);
+    }
+    if (p->n <= DOT_COLUMNS && p->a_col == 1 && p->k >= 4 * VL) {
+        q.few = p->n, q.c_few = 1;
+        q.many = p->m, q.c_many = p->c_row;
+        q.type = EN_F32, q.w = p->a, q.w_row = p->a_row;
+        return gemm_dots(q, p->b_type, p->b, p->b_col, p->b_row);
+    }
+    return gemm_blocks(p);
 }
 
 struct gemm_batch {

@@ -225,3 +225,17 @@ def test_memory_that_runs_out_is_an_error_and_leaves_no_harm(isa):
         assert_product(cpu.matmul(a, b), a, b)
     finally:
         backend.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("dtype", WEIGHTS)
+def test_few_columns_are_dot_products_of_rows(isa, dtype, same_on_any_threads):
+    for m, k, n in ((40, 64, 1), (33, 130, 5), (50, 257, 16), (7, 300, 9)):
+        wider = floats(1, m, k + 3)[:, :k]
+        for tb in (False, True):
+            b = operand(2, k, n, tb, dtype)
+            out = floats(3, m, n)
+            before = wide(out)
+            cpu.matmul(wider, b, trans_b=tb, out=out, accumulate=True)
+            assert_product(out, wider, b.T if tb else b, before)
+    a, b = floats(1, 5000, 300), floats(2, 300, 7).astype(dtype)
+    same_on_any_threads(lambda: cpu.matmul(a, b))
