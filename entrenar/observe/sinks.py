@@ -159,7 +159,7 @@ class LiveDisplay:
         text = describe(event, self._total)
         if text:
             style = {"train.skip": "yellow", "train.stop": "yellow", "train.eval": "bold"}.get(event.name, "dim")
-            self._console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
+            self._console.print(Text(text, style=style), soft_wrap=True)
 
 
 class TimeLeft:

@@ -108,11 +108,6 @@ class TrainConfig:
             settings[name] = value
         return cls(**settings)
 
-    @property
-    def tokens_per_step(self) -> int:
-        """Positions an optimizer step sees, padding and masked ones included."""
-        return self.batch_size * self.gradient_accumulation_steps * self.seq_len
-
 
 # other programs' spellings -> ours
 ALIASES: Mapping[str, str] = {

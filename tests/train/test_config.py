@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from pathlib import Path
 
 import pytest
 
@@ -62,6 +63,10 @@ def test_limits_themselves_are_allowed() -> None:
     config = TrainConfig(lr_min_ratio=1, lr_gamma=1.0, adam_beta1=0, max_grad_norm=0, seq_len=2)
     assert config.lr_min_ratio == 1.0
     assert type(config.lr_min_ratio) is float
+
+
+def test_a_path_serves_as_a_directory(tmp_path: Path) -> None:
+    assert TrainConfig(out=tmp_path).out == str(tmp_path)
 
 
 def test_other_programs_spellings() -> None:

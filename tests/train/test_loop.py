@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 import tiny
 
-from entrenar import Tensor
-from entrenar.errors import ConfigError, DataError, NonFiniteError
+from entrenar import Tensor, backend
+from entrenar.data import Rows
+from entrenar.errors import ConfigError, DataError, NonFiniteError, TokenizerError
 from entrenar.observe import Event, subscribed
 from entrenar.observe.sinks import read_metrics
-from entrenar.train import Trainer, TrainingData, evaluate
+from entrenar.train import Trainer, TrainingData, evaluate, prepare
 
 pytestmark = pytest.mark.tier2
 
@@ -214,6 +215,51 @@ def test_the_data_is_shown_before_the_first_step() -> None:
     learned = [i for i, label in zip(first.ids[1:], first.labels[1:], strict=True) if label != -100]
     marked = "".join(part.split("⟧")[0] for part in seen[0].fields["sample"].split("⟦")[1:])
     assert marked == "".join(model.tokenizer.decode([int(i)], skip_special=False) for i in learned)
+
+
+def test_a_micro_batch_without_labels_is_passed_over() -> None:
+    """Its neighbours in the step count alone, as if it were not there."""
+    results = []
+    for size, parts in ((2, 1), (1, 2)):
+        model = tiny.model(lora=False)
+        rows = Rows(tiny.data(count=2).train.samples, seq_len=16, packing=False)
+        rows.samples[0].labels[:] = -100
+        config = tiny.config(
+            None, max_steps=1, warmup_steps=0, optimizer="sgd", batch_size=size, gradient_accumulation_steps=parts
+        )
+        Trainer(model, TrainingData(rows), config).fit()
+        results.append([tensor.data for tensor in model.parameters()])
+    for a, b in zip(*results, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_text_needs_a_tokenizer(tmp_path: Path) -> None:
+    with pytest.raises(TokenizerError, match="no tokenizer"):
+        Trainer(tiny.model(), tmp_path, tiny.config(None))
+
+
+def test_a_directorys_valid_file_is_evaluated_on(tmp_path: Path) -> None:
+    from entrenar.tokenizer import from_characters
+
+    for name, count in (("train", 9), ("valid", 3)):
+        (tmp_path / f"{name}.jsonl").write_text('{"text": "abcabc"}\n' * count)
+    model = tiny.model()
+    model.tokenizer = from_characters("abc")
+    data = prepare(tmp_path, model.tokenizer, tiny.config(None, packing=False, valid_fraction=0.5))
+    assert (len(data.train), len(data.valid)) == (9, 3)
+    assert sorted(Path(path).name for path in data.files) == ["train.jsonl", "valid.jsonl"]
+
+
+def test_threads_do_not_change_a_bit() -> None:
+    threads = backend.get_num_threads()
+    try:
+        bits = []
+        for count in (1, 3):
+            backend.set_num_threads(count)
+            bits.append(tiny.run(None, max_steps=4)[0])
+    finally:
+        backend.set_num_threads(threads)
+    assert bits[0] == bits[1]
 
 
 def test_nothing_trainable_is_an_error() -> None:
