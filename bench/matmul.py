@@ -47,8 +47,9 @@ def measure(sizes: list[str], rounds: int) -> list[dict[str, object]]:
         times: dict[str, list[float]] = {name: [] for name in runs}
         for _ in range(rounds):
             for name, run in runs.items():
-                time.sleep(0.3)  # OpenBLAS's idle threads spin for some 200 ms
-                run()  # and this one's wake up
+                if name == "entrenar":
+                    time.sleep(0.3)  # OpenBLAS's idle threads spin on for up to 200 ms
+                run()
                 start = time.perf_counter()
                 for _ in range(inner):
                     run()
@@ -67,7 +68,7 @@ def main() -> int:
     parser.add_argument("--isa", nargs="+", default=["avx512", "avx2"], choices=CORETYPE)
     parser.add_argument("--sizes", nargs="+", default=["512", "1024"], help="N, or MxKxN")
     parser.add_argument("--threads", default="2")
-    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()

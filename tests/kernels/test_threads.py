@@ -27,7 +27,6 @@ def python(code: str, **env: str) -> subprocess.CompletedProcess[str]:
 LEVEL = "from entrenar import backend; print('level', backend.isa(), backend.get_num_threads())"
 
 
-@pytest.mark.tier1
 def test_the_environment_forces_a_level_and_threads():
     for isa in backend.available_isas():
         done = python(LEVEL, ENTRENAR_ISA=isa, ENTRENAR_THREADS="3")
