@@ -75,7 +75,6 @@ class Command(RunSettings, Shape):
     tokenizer: str | None = option(
         None, "char (the data's characters), a GGUF file or a directory; by default BPE is trained on the data"
     )
-    learning_rate: float = option(1e-3, "peak learning rate")
     valid_fraction: float = option(0.1, "share of the data held out where it has no valid file")
 
     def build(self) -> CausalLM:
