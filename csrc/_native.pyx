@@ -253,6 +253,7 @@ cdef cnp.ndarray empty(tuple shape, int typenum=cnp.NPY_FLOAT32, str op="allocat
     cdef cnp.npy_intp size = 4
     cdef int nd = len(shape)
     cdef int i
+    cdef bint hollow = False
     if nd > 32:
         raise ShapeError(f"{op}: {nd} dimensions are too many")
     if typenum == cnp.NPY_INT64:
@@ -261,9 +262,14 @@ cdef cnp.ndarray empty(tuple shape, int typenum=cnp.NPY_FLOAT32, str op="allocat
         size = 2
     for i in range(nd):
         dims[i] = shape[i]
-        if dims[i] and size > <cnp.npy_intp>0x7fffffffffffff // dims[i]:
+        if dims[i] == 0:
+            hollow = True  # its other dimensions still have to be countable, as in NumPy
+        elif size > <cnp.npy_intp>0x7fffffffffffff // dims[i]:
             raise MemoryError(f"{op}: an array of shape {shape} does not fit into memory")
-        size *= dims[i]
+        else:
+            size *= dims[i]
+    if hollow:
+        size = 0
     cdef void *block = en_alloc(size)
     if block == NULL:
         raise MemoryError(f"{op}: no memory for an array of shape {shape}, {size} bytes")
@@ -273,13 +279,22 @@ cdef cnp.ndarray empty(tuple shape, int typenum=cnp.NPY_FLOAT32, str op="allocat
     return out
 
 
+cdef cnp.ndarray plain(object x, str op, str name):
+    """x as an array of NumPy's own class: a subclass may say anything of its shape."""
+    if not cnp.PyArray_Check(x):
+        raise DTypeError(f"{op}: {name} must be a NumPy array, not {type(x).__name__}")
+    return x if cnp.PyArray_CheckExact(x) else np.asarray(x)
+
+
+cdef tuple shape_of(cnp.ndarray a):
+    return (<object>a).shape
+
+
 cdef cnp.ndarray f32(object x, str op, str name):
     """x as an aligned native f32 array of any strides that are whole elements."""
-    if not isinstance(x, np.ndarray):
-        raise DTypeError(f"{op}: {name} must be a NumPy array, not {type(x).__name__}")
-    cdef cnp.ndarray a = x
+    cdef cnp.ndarray a = plain(x, op, name)
     if cnp.PyArray_TYPE(a) != cnp.NPY_FLOAT32 or not cnp.PyArray_ISNOTSWAPPED(a):
-        raise DTypeError(f"{op}: {name} must be float32, not {x.dtype}")
+        raise DTypeError(f"{op}: {name} must be float32, not {(<object>a).dtype}")
     return whole_strides(a, 4)
 
 
@@ -293,20 +308,23 @@ cdef cnp.ndarray whole_strides(cnp.ndarray a, int size):
     return a
 
 
+cdef cnp.ndarray packed(cnp.ndarray a):
+    """a itself where it is C-contiguous and aligned, else a copy that is."""
+    return a if cnp.PyArray_IS_C_CONTIGUOUS(a) and cnp.PyArray_ISALIGNED(a) else np.array(a, order="C")
+
+
 cdef cnp.ndarray contiguous(object x, str op, str name, int ndim=-1):
     """x as a C-contiguous f32 array; a copy where it isn't one."""
     cdef cnp.ndarray a = f32(x, op, name)
     if ndim >= 0 and cnp.PyArray_NDIM(a) != ndim:
-        raise ShapeError(f"{op}: {name} must have {ndim} dimensions, its shape is {x.shape}")
-    if not cnp.PyArray_IS_C_CONTIGUOUS(a):
-        a = np.ascontiguousarray(a)
-    return a
+        raise ShapeError(f"{op}: {name} must have {ndim} dimensions, its shape is {shape_of(a)}")
+    return packed(a)
 
 
 cdef cnp.ndarray writable(object x, str op, str name):
     """x itself, which a kernel will write to: C-contiguous f32."""
     cdef cnp.ndarray a = f32(x, op, name)
-    if a is not x or not cnp.PyArray_IS_C_CONTIGUOUS(a):
+    if cnp.PyArray_DATA(a) != cnp.PyArray_DATA(x) or not cnp.PyArray_IS_C_CONTIGUOUS(a):
         raise ShapeError(f"{op}: {name} is written in place and must be C-contiguous, its strides are {x.strides}")
     if not cnp.PyArray_ISWRITEABLE(a):
         raise DTypeError(f"{op}: {name} is written in place but read-only")
@@ -347,10 +365,8 @@ def matmul(a, b, bint trans_a=False, bint trans_b=False, out=None, bint accumula
     cdef cnp.ndarray pa = f32(a, "matmul", "a")
     cdef cnp.ndarray pb, pc
     cdef int na = cnp.PyArray_NDIM(pa), nb, nd, i, ia, ib
-    cdef int64_t size, da, db, sa, sb, step
-    if not isinstance(b, np.ndarray):
-        raise DTypeError(f"matmul: b must be a NumPy array, not {type(b).__name__}")
-    pb = b
+    cdef int64_t size, da, db, step
+    pb = plain(b, "matmul", "b")
     weight_type(pb, "matmul", "b", &p.b_type)
     size = 4 if p.b_type == EN_F32 else 2
     pb = whole_strides(pb, size)
@@ -388,8 +404,8 @@ def matmul(a, b, bint trans_a=False, bint trans_b=False, out=None, bint accumula
         pc = empty(result, cnp.NPY_FLOAT32, "matmul")
     else:
         pc = writable(out, "matmul", "out")
-        if out.shape != result:
-            raise ShapeError(f"matmul: out has shape {out.shape}, the product of {a.shape} and {b.shape} {result}")
+        if shape_of(pc) != result:
+            raise ShapeError(f"matmul: out has shape {shape_of(pc)}, the product of {a.shape} and {b.shape} {result}")
         if np.may_share_memory(pc, pa) or np.may_share_memory(pc, pb):
             raise UsageError("matmul: out overlaps an operand")
     step = p.m * p.n

@@ -20,7 +20,7 @@ static int read_line(const char *path, char *line, int size) {
 static int physical_cores(void) {
     cpu_set_t mask;
     if (sched_getaffinity(0, sizeof mask, &mask)) return 1;
-    static char siblings[EN_MAX_THREADS][64];
+    char siblings[EN_MAX_THREADS][64]; /* 16 KiB of our own: two threads may ask at once */
     int cores = 0;
     for (int cpu = 0; cpu < CPU_SETSIZE && cores < EN_MAX_THREADS; cpu++) {
         if (!CPU_ISSET(cpu, &mask)) continue;

@@ -7,18 +7,28 @@
 #include <stdlib.h>
 #include <string.h>
 
+#ifndef __has_feature
+#define __has_feature(name) 0
+#endif
+#if defined __SANITIZE_ADDRESS__ || __has_feature(address_sanitizer)
+enum { SANITIZED = 1 };
+#else
+enum { SANITIZED = 0 };
+#endif
+
 static atomic_int_least64_t countdown;
 
 void en_fail_allocation(int64_t nth) { atomic_store(&countdown, nth); }
 
+static int must_fail(void) {
+    return atomic_load_explicit(&countdown, memory_order_relaxed) > 0 && atomic_fetch_sub(&countdown, 1) == 1;
+}
+
+enum { ALIGNMENT = 64 };
+
 /* Large blocks that were freed are kept for the next allocation of about their size: pages fresh from the system cost
  * several times what a kernel does with them. Who finds the cache busy does without, so a fork can't block on it. */
-enum { HEADER = 64, LARGE = 128 << 10, KEPT_BLOCKS = 64 };
-#ifdef __SANITIZE_ADDRESS__
-enum { KEPT_BYTES = 0 }; /* a freed block must stay freed for the sanitizer to see its misuse */
-#else
-enum { KEPT_BYTES = 128 << 20 };
-#endif
+enum { HEADER = ALIGNMENT, LARGE = 128 << 10, KEPT_BLOCKS = 64, KEPT_BYTES = 128 << 20 };
 
 struct header { /* in the 64 bytes before a block */
     size_t bytes;
@@ -57,9 +67,15 @@ static int keep(struct header *block) {
     return 1;
 }
 
+/* For the sanitizer to see every misuse, a block has exactly its bytes, no header, and stays freed. */
+static void *sanitized_alloc(size_t bytes) {
+    void *block;
+    return posix_memalign(&block, ALIGNMENT, bytes) ? NULL : block;
+}
+
 void *en_alloc(size_t bytes) {
-    if (atomic_load_explicit(&countdown, memory_order_relaxed) > 0 && atomic_fetch_sub(&countdown, 1) == 1) return NULL;
-    if (bytes > PTRDIFF_MAX - 2 * HEADER) return NULL;
+    if (must_fail() || bytes > PTRDIFF_MAX - 2 * HEADER) return NULL;
+    if (SANITIZED) return sanitized_alloc(bytes);
     bytes = (bytes + HEADER - 1) / HEADER * HEADER;
     struct header *block = reuse(bytes);
     if (!block) {
@@ -71,7 +87,10 @@ void *en_alloc(size_t bytes) {
 }
 
 void en_free(void *p) {
-    if (!p) return;
+    if (!p || SANITIZED) {
+        free(p);
+        return;
+    }
     struct header *block = (struct header *)((char *)p - HEADER);
     if (!keep(block)) free(block);
 }
@@ -102,7 +121,7 @@ void *en_scratch(enum en_slot slot, size_t bytes) {
         if (!mine) return NULL;
         if (have_key) pthread_setspecific(key, mine);
     }
-    if (mine->bytes[slot] < bytes) {
+    if (mine->bytes[slot] < bytes || (SANITIZED && mine->bytes[slot] != bytes)) {
         void *block = en_alloc(bytes);
         if (!block) return NULL;
         en_free(mine->block[slot]);

@@ -4,12 +4,12 @@ cdef cnp.ndarray cached(object x, str name, int64_t *batch):
     """k or v: contiguous but between sequences, as a slice of a cache is; *batch is the step between those."""
     cdef cnp.ndarray a = f32(x, "attention", name)
     if cnp.PyArray_NDIM(a) != 4:
-        raise ShapeError(f"attention: {name} must be (B, S, Hkv, D), its shape is {x.shape}")
+        raise ShapeError(f"attention: {name} must be (B, S, Hkv, D), its shape is {shape_of(a)}")
     cdef int64_t d = cnp.PyArray_DIM(a, 3), heads = cnp.PyArray_DIM(a, 2), s = cnp.PyArray_DIM(a, 1)
     cdef int64_t step = cnp.PyArray_STRIDE(a, 0)
     if (cnp.PyArray_STRIDE(a, 3) != 4 or cnp.PyArray_STRIDE(a, 2) != 4 * d or cnp.PyArray_STRIDE(a, 1) != 4 * d * heads
             or step % 4 or (cnp.PyArray_DIM(a, 0) > 1 and step < 4 * d * heads * s)):
-        a = np.ascontiguousarray(a)
+        a = np.array(a, order="C")
         step = 4 * d * heads * s
     batch[0] = step // 4
     return a
@@ -24,8 +24,8 @@ cdef cnp.ndarray describe_attention(en_attention *p, cnp.ndarray q, cnp.ndarray 
     same_shape(k, v, op, "k", "v")
     p.b, p.t, p.h, p.d = shape_of(q)
     p.s, p.hkv = cnp.PyArray_DIM(k, 1), cnp.PyArray_DIM(k, 2)
-    if (cnp.PyArray_DIM(k, 0) != p.b or cnp.PyArray_DIM(k, 3) != p.d or p.s < p.t or p.hkv < 1 or p.h % p.hkv
-            or p.d < 1):
+    if (cnp.PyArray_DIM(k, 0) != p.b or cnp.PyArray_DIM(k, 3) != p.d or p.s < p.t or p.hkv < 1 or p.h < 1
+            or p.h % p.hkv or p.d < 1):
         raise ShapeError(f"{op}: q {shape_of(q)} with k {shape_of(k)}; needed are (B, T, H, D) and (B, S, Hkv, D) with "
                          "S >= T and H a multiple of Hkv")
     if not 0 < scale < float("inf"):
@@ -34,12 +34,15 @@ cdef cnp.ndarray describe_attention(en_attention *p, cnp.ndarray q, cnp.ndarray 
         raise UsageError(f"{op}: window {window} is negative; 0 means none")
     p.scale, p.causal, p.window, p.starts = scale, causal, window, NULL
     if starts is not None:
-        first = np.ascontiguousarray(starts, np.int32)
+        first = plain(starts, op, "starts")
+        if not cnp.PyArray_ISINTEGER(first):
+            raise DTypeError(f"{op}: starts must be integers, not {(<object>first).dtype}")
         if shape_of(first) != (p.b, p.t):
             raise ShapeError(f"{op}: starts must be ({p.b}, {p.t}), its shape is {shape_of(first)}")
-        position = np.arange(p.s - p.t, p.s, dtype=np.int32)
-        if ((first < 0) | (first > position)).any():
+        first = np.array(first, np.int64, order="C")  # our own: what was checked is what C reads
+        if ((<object>first < 0) | (<object>first > np.arange(p.s - p.t, p.s))).any():
             raise UsageError(f"{op}: starts must lie between 0 and the query's own position")
+        first = np.array(first, np.int32)
         p.starts = <const int32_t *>cnp.PyArray_DATA(first)
     p.q, p.k, p.v = floats(q), floats(k), floats(v)
     return first

@@ -14,10 +14,6 @@ cdef int named(dict table, object name, str kind) except -1:
     return found
 
 
-cdef tuple shape_of(cnp.ndarray a):
-    return (<object>a).shape
-
-
 cdef int same_shape(cnp.ndarray a, cnp.ndarray b, str op, str name_a, str name_b) except -1:
     if shape_of(a) != shape_of(b):
         raise ShapeError(f"{op}: {name_a} has shape {shape_of(a)}, {name_b} {shape_of(b)}; they must be the same")
@@ -157,9 +153,9 @@ def sum(x, axes=None, bint keepdims=False):
     cdef en_status status
     view(a, shape_of(a), "sum", &v)
     for axis in range(ndim) if axes is None else axes:
-        i = axis + ndim if axis < 0 else axis
-        if not 0 <= i < ndim:
+        if not -ndim <= axis < ndim:
             raise ShapeError(f"sum: axis {axis} of an array of shape {shape_of(a)}")
+        i = axis + ndim if axis < 0 else axis
         if mask >> i & 1:
             raise ShapeError(f"sum: axis {axis} is given twice")
         mask |= 1u << i
@@ -204,16 +200,13 @@ def convert(x, dtype):
     goes through float32. The same type gives a copy."""
     cdef const en_kernels *k = kernels()
     cdef en_dtype source, target
-    if not isinstance(x, np.ndarray):
-        raise DTypeError(f"convert: x must be a NumPy array, not {type(x).__name__}")
-    weight_type(x, "convert", "x", &source)
+    cdef cnp.ndarray a = plain(x, "convert", "x")
+    weight_type(a, "convert", "x", &source)
     cdef cnp.ndarray model = np.empty(0, dtype)
     weight_type(model, "convert", "dtype", &target)
-    cdef cnp.ndarray a = np.ascontiguousarray(x).reshape(x.shape)
-    if not cnp.PyArray_ISALIGNED(a) or source == target:
-        a = np.array(a)
     if source == target:
-        return a
+        return np.array(a, order="C")
+    a = packed(a)
     cdef int64_t n = cnp.PyArray_SIZE(a)
     cdef cnp.ndarray y
     cdef en_status status = EN_OK
@@ -244,16 +237,16 @@ def dequantize(name, raw, dtype=np.float32):
     if name not in ENCODINGS:
         raise UsageError(f"dequantize: no encoding {name!r}; it is one of {', '.join(ENCODINGS)}")
     qtype, values, size = ENCODINGS[name]
-    if not isinstance(raw, np.ndarray) or raw.dtype != np.uint8:
-        raise DTypeError(f"dequantize {name}: raw must be an array of uint8, not "
-                         f"{getattr(raw, 'dtype', type(raw).__name__)}")
-    if raw.ndim != 1 or raw.size % size:
-        raise ShapeError(f"dequantize {name}: raw of shape {raw.shape} is not a row of whole {size}-byte blocks")
+    cdef cnp.ndarray a = plain(raw, f"dequantize {name}", "raw")
+    if cnp.PyArray_TYPE(a) != cnp.NPY_UINT8:
+        raise DTypeError(f"dequantize {name}: raw must be an array of uint8, not {(<object>a).dtype}")
+    if cnp.PyArray_NDIM(a) != 1 or cnp.PyArray_SIZE(a) % size:
+        raise ShapeError(f"dequantize {name}: raw of shape {shape_of(a)} is not a row of whole {size}-byte blocks")
     cdef en_dtype target
     cdef cnp.ndarray model = np.empty(0, dtype)
     weight_type(model, f"dequantize {name}", "dtype", &target)
-    cdef cnp.ndarray a = np.ascontiguousarray(raw)
-    cdef int64_t blocks = raw.size // size
+    a = packed(a)
+    cdef int64_t blocks = cnp.PyArray_SIZE(a) // size
     cdef cnp.ndarray y = empty((blocks * values,), cnp.PyArray_TYPE(model), "dequantize")
     cdef en_qtype encoding = <en_qtype><int>qtype
     cdef en_status status

@@ -33,9 +33,11 @@ cdef cnp.ndarray statistic(object s, cnp.ndarray x, str op, str name):
 
 
 cdef cnp.ndarray ids_of(object ids, str op, str name):
-    if not isinstance(ids, np.ndarray) or cnp.PyArray_TYPE(ids) != cnp.NPY_INT64 or not cnp.PyArray_ISNOTSWAPPED(ids):
-        raise DTypeError(f"{op}: {name} must be an array of int64, not {getattr(ids, 'dtype', type(ids).__name__)}")
-    return np.ascontiguousarray(ids).reshape(ids.shape)
+    """A C-contiguous copy: other threads can't change what C has checked before it is used."""
+    cdef cnp.ndarray a = plain(ids, op, name)
+    if cnp.PyArray_TYPE(a) != cnp.NPY_INT64 or not cnp.PyArray_ISNOTSWAPPED(a):
+        raise DTypeError(f"{op}: {name} must be an array of int64, not {(<object>a).dtype}")
+    return np.array(a, order="C")
 
 
 cdef cnp.ndarray zeroed(tuple shape, str op):
@@ -173,6 +175,8 @@ def rope(x, cos, sin, bint interleaved, bint inverse=False):
     cdef int64_t table_batch = t * half if len(tables) == 3 else 0
     cdef cnp.ndarray y = empty(shape_of(a), cnp.NPY_FLOAT32, "rope")
     cdef en_status status
+    if cnp.PyArray_SIZE(a) == 0:
+        return y  # there may be 2^60 positions of no heads
     with nogil:
         status = k.rope(b, t, h, d, 2 * half, floats(a), floats(c), floats(s), table_batch, interleaved, inverse,
                         floats(y))
@@ -227,11 +231,11 @@ def embedding(weight, ids):
     Raises DataError for an id outside [0, V)."""
     cdef const en_kernels *k = kernels()
     cdef en_dtype kind
-    if not isinstance(weight, np.ndarray) or weight.ndim != 2:
-        raise ShapeError(f"embedding: weight must be an array (V, D), not "
-                         f"{getattr(weight, 'shape', type(weight).__name__)}")
-    weight_type(weight, "embedding", "weight", &kind)
-    cdef cnp.ndarray table = np.ascontiguousarray(weight), rows = ids_of(ids, "embedding", "ids")
+    cdef cnp.ndarray table = plain(weight, "embedding", "weight"), rows = ids_of(ids, "embedding", "ids")
+    if cnp.PyArray_NDIM(table) != 2:
+        raise ShapeError(f"embedding: weight must be (V, D), its shape is {shape_of(table)}")
+    weight_type(table, "embedding", "weight", &kind)
+    table = packed(table)
     cdef int64_t n = cnp.PyArray_SIZE(rows), vocab = cnp.PyArray_DIM(table, 0), d = cnp.PyArray_DIM(table, 1)
     cdef cnp.ndarray y = empty((*shape_of(rows), d), cnp.NPY_FLOAT32, "embedding")
     cdef const int64_t *index = <const int64_t *>cnp.PyArray_DATA(rows)

@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from entrenar.backend import cpu
 from entrenar.errors import ShapeError
-from entrenar.ops._arrays import contiguous
+from entrenar.ops._arrays import as_ids, contiguous
 from entrenar.tensor import FLOAT32, Array, Tensor, Vjp, op
 
 
@@ -43,7 +43,7 @@ def attention(
     """
     if scale is None:
         scale = max((1, *q.shape[-1:])) ** -0.5
-    first = None if starts is None else np.array(starts, np.int32)  # a copy: the caller's may change before backward
+    first = None if starts is None else as_ids("attention", starts)
     options = (scale, causal, window, first)
     qd, kd, vd = contiguous(q.data), k.data, v.data  # a slice of a cache is read where it lies
     out, lse = cpu.attention(qd, kd, vd, *options)

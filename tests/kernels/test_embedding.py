@@ -69,7 +69,7 @@ def test_errors_name_what_is_wrong() -> None:
         _native.embedding(np.zeros((3, 2), np.float32), np.zeros(2, np.int32))
     with pytest.raises(DTypeError, match="weight must be float32, float16 or bfloat16, not float64"):
         _native.embedding(np.zeros((3, 2)), np.zeros(2, np.int64))
-    with pytest.raises(ShapeError, match=r"weight must be an array \(V, D\), not \(3,\)"):
+    with pytest.raises(ShapeError, match=r"weight must be \(V, D\), its shape is \(3,\)"):
         _native.embedding(np.zeros(3, np.float32), np.zeros(2, np.int64))
     with pytest.raises(ShapeError, match=r"g has shape \(2, 3, 4\), ids \(2,\)"):
         _native.embedding_backward(np.zeros((2, 3, 4), np.float32), np.zeros(2, np.int64), 3)

@@ -275,7 +275,7 @@ ERRORS: list[tuple[type[EntrenarError], str, Callable[[], object]]] = [
     (ShapeError, r"multiple of Hkv", lambda: ops.attention(zeros(1, 2, 3, 4), zeros(1, 2, 2, 4), zeros(1, 2,
     2, 4))), (
         ShapeError, r"starts must be \(1, 2\), its shape is \(1, 3\)",
-        lambda: ops.attention(*[zeros(1, 2, 1, 4)] * 3, starts=np.zeros((1, 3))),
+        lambda: ops.attention(*[zeros(1, 2, 1, 4)] * 3, starts=np.zeros((1, 3), np.int32)),
     ),
     (UsageError, r"attention: window -1", lambda: ops.attention(*[zeros(1, 2, 1, 4)] * 3, window=-1)),
     (ShapeError, r"embedding: weight \(3,\)", lambda: ops.embedding(zeros(3), [0])),
