@@ -67,7 +67,9 @@ def test_steps_equal_the_formula(name: str, shape: list[int], seed: int) -> None
     for grad in grads:
         give(tensor, grad)
         optimizer.step()
-    np.testing.assert_allclose(tensor.data, reference(name, start, grads), rtol=2e-5, atol=2e-6)
+    want = reference(name, start, grads)
+    moved = np.abs(want - start).max()  # far out and back, a parameter keeps the rounding of where it was
+    np.testing.assert_allclose(tensor.data, want, rtol=2e-5, atol=2e-6 * max(1, moved))
 
 
 @pytest.mark.parametrize("name", MAKERS)
