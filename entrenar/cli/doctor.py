@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import sys
 from dataclasses import dataclass
 from importlib import metadata
@@ -13,8 +14,6 @@ from typing import Any
 import entrenar
 from entrenar.cli.output import print_json
 from entrenar.cli.settings import option
-
-PACKAGES = ("numpy", "ml_dtypes", "safetensors", "tokenizers", "jinja2", "rich", "tyro")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +32,7 @@ class Command:
             **native(missing),
             "memory_gb": memory_gb(),
             "gpu": gpu(),
-            "packages": {name: version(name) for name in PACKAGES},
+            "packages": {name: version(name) for name in needed_packages()},
             "environment": {k: v for k, v in sorted(os.environ.items()) if k.startswith("ENTRENAR_")},
         }
         if self.json:
@@ -60,8 +59,14 @@ def native(missing: list[str]) -> dict[str, Any]:
     }
 
 
+def needed_packages() -> list[str]:
+    """Names of the run-time dependencies, as the installed package states them."""
+    lines = metadata.requires("entrenar") or []
+    return [re.split(r"[^\w.-]", line)[0] for line in lines if "extra ==" not in line]
+
+
 def missing_packages() -> list[str]:
-    return [f"{name} is not installed: pip install {name}" for name in PACKAGES if version(name) is None]
+    return [f"{name} is not installed: pip install {name}" for name in needed_packages() if version(name) is None]
 
 
 def version(package: str) -> str | None:
