@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -15,7 +16,7 @@ from entrenar.tensor import Tensor
 Array = npt.NDArray[np.float32]
 
 
-class Optimizer:
+class Optimizer(ABC):
     """Base of `SGD`, `Adam` and `AdamW`.
 
     A subclass names its state arrays in `slots` and updates one parameter in `_update`. State is made at a
@@ -69,8 +70,9 @@ class Optimizer:
             self._update(tensor, np.asarray(grad, order="C"), self.state[name], self.steps[name], rate)
             tensor.version += 1  # the tape refuses a backward through values from before this write
 
+    @abstractmethod
     def _update(self, tensor: Tensor, grad: Array, state: Mapping[str, Array], step: int, lr: float) -> None:
-        raise NotImplementedError
+        """Writes the parameter and its state in place, for its `step`-th update (from 1)."""
 
     def zero_grad(self) -> None:
         """Drop all gradients."""

@@ -68,3 +68,13 @@ def test_values_that_do_not_fit_together_name_the_field(changes, field):
     with pytest.raises(ConfigError) as error:
         ModelConfig(**changes)
     assert error.value.field == field
+
+
+def test_counts_of_absurd_models_do_not_overflow():
+    largest = ModelConfig(
+        vocab_size=2**24, hidden_size=2**18, intermediate_size=2**20, num_hidden_layers=2**12,
+        num_attention_heads=2**10,
+        max_position_embeddings=2**31 - 1,
+    )  # fmt: skip
+    h, f, v, n = 2**18, 2**20, 2**24, 2**12
+    assert largest.num_parameters() == 2 * v * h + n * (4 * h * h + 3 * h * f + 2 * h) + h

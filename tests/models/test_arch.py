@@ -1,0 +1,171 @@
+"""What headers mean: rotary scaling against the published formulas, Qwen2's window, transforms that undo each other."""
+
+import math
+
+import numpy as np
+import pytest
+import tiny_models as tiny
+from hypothesis import given
+from hypothesis import strategies as st
+
+from entrenar import ModelConfig
+from entrenar.errors import ConfigError, FormatError, UnsupportedError
+from entrenar.models.arch.base import permute_heads
+from entrenar.models.arch.rope import llama3_scaling, rope_spec
+from entrenar.models.gguf_config import config_from_gguf, gguf_metadata
+from entrenar.models.hf_config import config_from_hf, config_to_hf
+
+pytestmark = pytest.mark.tier1
+LLAMA3 = {
+    "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}  # fmt: skip
+
+
+@given(st.integers(1, 6), st.integers(1, 5), st.integers(1, 4))
+def test_permuting_heads_is_undone_and_interleaves_the_halves(heads, half, width):
+    rows = heads * 2 * half
+    w = np.arange(rows * width).reshape(rows, width)
+    transform = permute_heads(heads)
+    there = transform.to_gguf(w)
+    assert np.array_equal(transform.from_gguf(there), w)
+    for head in range(heads):
+        for i in range(half):  # row 2i of a head is its i-th, row 2i + 1 its partner in the second half
+            at = head * 2 * half
+            assert np.array_equal(there[at + 2 * i], w[at + i])
+            assert np.array_equal(there[at + 2 * i + 1], w[at + half + i])
+
+
+def test_llama3_scaling_follows_its_published_rule():
+    config = ModelConfig(head_dim=128, rope_theta=500000.0, rope_scaling=LLAMA3)
+    plain = [500000.0 ** (-2 * i / 128) for i in range(64)]
+    want = []
+    for f in plain:
+        wavelength = 2 * math.pi / f
+        if wavelength < 8192 / 4.0:
+            want.append(f)
+        elif wavelength > 8192 / 1.0:
+            want.append(f / 8.0)
+        else:
+            smooth = (8192 / wavelength - 1.0) / (4.0 - 1.0)
+            want.append((1 - smooth) * f / 8.0 + smooth * f)
+    got = rope_spec(config).inv_freq
+    assert np.allclose(got, want, rtol=1e-12)
+    assert got[0] == plain[0]
+    assert got[-1] == pytest.approx(plain[-1] / 8)
+
+
+def test_divisors_that_are_not_llama3s_are_not_guessed_at():
+    config = ModelConfig(head_dim=128, rope_theta=500000.0)
+    assert llama3_scaling(np.linspace(1, 8, 64, dtype=np.float32), config) is None
+    assert llama3_scaling(np.ones(7, np.float32), config) is None
+
+
+@pytest.mark.parametrize(
+    ("scaling", "field"),
+    [
+        ({**LLAMA3, "low_freq_factor": 4.0}, "rope_scaling.high_freq_factor"),
+        ({**LLAMA3, "factor": float("nan")}, "rope_scaling.factor"),
+        ({"type": "yarn"}, "rope_scaling"),
+    ],
+)
+def test_impossible_scalings_name_the_field(scaling, field):
+    with pytest.raises(ConfigError) as error:
+        ModelConfig(rope_scaling=scaling)
+    assert error.value.field == field
+
+
+def test_part_of_a_head_may_turn_but_an_even_part():
+    assert rope_spec(ModelConfig(partial_rotary_factor=0.5)).rotary_dim == 64
+    with pytest.raises(ConfigError, match="even"):
+        ModelConfig(hidden_size=32 * 6, partial_rotary_factor=0.5)
+
+
+def qwen(**changes):
+    return config_to_hf(tiny.CONFIGS["qwen2"], "float32") | changes
+
+
+@pytest.mark.parametrize(
+    ("keys", "window"),
+    [
+        ({"use_sliding_window": False, "sliding_window": 7}, None),
+        ({"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 2}, None),  # no layer is left to slide
+        ({"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 0}, 7),
+    ],
+)
+def test_qwen2_slides_only_where_it_says(keys, window):
+    assert config_from_hf(qwen(**keys), "config.json").sliding_window == window
+
+
+def test_a_window_on_some_layers_only_is_not_served():
+    with pytest.raises(UnsupportedError, match="max_window_layers"):
+        config_from_hf(qwen(use_sliding_window=True, sliding_window=7, max_window_layers=1), "config.json")
+    with pytest.raises(UnsupportedError, match="layer_types"):
+        config_from_hf(qwen(layer_types=["full_attention", "sliding_attention"]), "config.json")
+
+
+@pytest.mark.parametrize(
+    ("raw", "where"),
+    [
+        ([], "object"),
+        ({**config_to_hf(tiny.CONFIGS["llama"], "float32"), "vocab_size": None}, "vocab_size|None"),
+        ({**config_to_hf(tiny.CONFIGS["llama"], "float32"), "rope_parameters": 3}, "rope_parameters"),
+        ({**config_to_hf(tiny.CONFIGS["llama"], "float32"), "rms_norm_eps": "small"}, "rms_norm_eps"),
+        ({**config_to_hf(tiny.CONFIGS["llama"], "float32"), "sliding_window": "wide"}, "type"),
+    ],
+)
+def test_a_config_json_of_the_wrong_kind_is_a_format_error(raw, where):
+    if isinstance(raw, dict) and raw.get("vocab_size", 1) is None:
+        raw.pop("vocab_size")
+    with pytest.raises(FormatError, match=where):
+        config_from_hf(raw, "config.json")
+
+
+def test_several_end_tokens_stay_several():
+    raw = config_to_hf(tiny.CONFIGS["llama"].replace(eos_token_id=(2, 7)), "float32")
+    assert raw["eos_token_id"] == [2, 7]
+    assert config_from_hf(raw, "config.json").eos_token_ids == (2, 7)
+
+
+def header(**changes):
+    metadata = gguf_metadata(tiny.CONFIGS["llama"]) | changes
+    shapes = {"token_embd.weight": (37, 24), "output.weight": (37, 24)}
+    return {k: v for k, v in metadata.items() if v is not None}, shapes
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "where"),
+    [
+        ({"llama.attention.head_count": None}, FormatError, "head_count"),
+        ({"llama.rope.dimension_count": 99}, FormatError, "dimension_count"),
+        ({"llama.rope.dimension_count": "6"}, FormatError, "dimension_count"),
+        ({"llama.attention.value_length": 12}, UnsupportedError, "value_length"),
+        ({"llama.attention.layer_norm_rms_epsilon": -1.0}, FormatError, "layer_norm_rms_epsilon"),
+    ],
+)
+def test_gguf_headers_that_can_not_be_are_named(changes, error, where):
+    with pytest.raises(error, match=where):
+        config_from_gguf(*header(**changes), "m.gguf")
+
+
+def test_absent_gguf_keys_have_the_formats_defaults():
+    drop = {f"llama.{k}": None for k in ("rope.freq_base", "attention.head_count_kv", "attention.key_length",
+                                         "attention.value_length", "rope.dimension_count")}  # fmt: skip
+    config = config_from_gguf(*header(**drop, **{"tokenizer.ggml.bos_token_id": 4294967295}), "m.gguf")
+    assert (config.rope_theta, config.kv_heads, config.head_size) == (10000.0, 4, 6)
+    assert config.bos_token_id is None
+
+
+def test_a_zero_window_and_half_a_rotation_are_read():
+    config = config_from_gguf(
+        *header(**{"llama.attention.sliding_window": 0, "llama.rope.dimension_count": 4}), "m.gguf"
+    )
+    assert config.sliding_window is None
+    assert rope_spec(config).rotary_dim == 4
+
+
+def test_an_embedding_of_the_wrong_rank_is_an_error():
+    metadata, _ = header()
+    for shapes in ({}, {"token_embd.weight": (37,)}):
+        with pytest.raises(FormatError, match="token_embd"):
+            config_from_gguf(metadata, shapes, "m.gguf")
