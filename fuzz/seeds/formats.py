@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import tempfile
 from collections.abc import Callable
@@ -38,8 +39,17 @@ def weights(folder: Path) -> None:
     safetensors.write(folder / "types", {name: np.ones((1, 2), name) for name in names}, {"é": '"\\'})
 
 
+def adapter_configs(folder: Path) -> None:
+    """The least, one as PEFT writes it, and one with patterns."""
+    whole = {"peft_type": "LORA", "r": 16, "lora_alpha": 32, "lora_dropout": 0.05, "target_modules": ["q_proj"],
+             "bias": "none", "use_dora": False, "use_rslora": True, "modules_to_save": None}  # fmt: skip
+    patterns = {"target_modules": ".*q_proj", "rank_pattern": {"q_proj": 4}, "alpha_pattern": {"k|q_proj": 2.5}}
+    for name, config in (("least", {"peft_type": "LORA"}), ("whole", whole), ("patterns", {**whole, **patterns})):
+        (folder / name).write_text(json.dumps(config))
+
+
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as name:
-        for files in (ggufs, weights):
+        for files in (ggufs, weights, adapter_configs):
             files(Path(name))
             print(*(f"{path.name}: {path.stat().st_size} bytes" for path in Path(name).iterdir()), sep="\n")
