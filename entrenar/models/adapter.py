@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -120,17 +121,8 @@ def read_config(path: Path) -> LoraConfig:
             raise AdapterError(f"{path}: {key}: {raw[key]!r} is not served; only plain LoRA on linear layers is")
     if "peft_type" not in raw:
         raise FormatError(path, "peft_type", "is missing; this is no adapter")
+    given = {f.name: raw[f.name] for f in fields(LoraConfig) if f.init and raw.get(f.name) is not None}
     try:
-        return LoraConfig(
-            r=raw.get("r", 8),
-            lora_alpha=raw.get("lora_alpha", 8),
-            lora_dropout=raw.get("lora_dropout") or 0.0,
-            target_modules=raw.get("target_modules"),
-            use_rslora=bool(raw.get("use_rslora")),
-            rank_pattern=raw.get("rank_pattern") or {},
-            alpha_pattern=raw.get("alpha_pattern") or {},
-        )
+        return LoraConfig(**given)
     except ConfigError as error:
         raise FormatError(path, error.field, error.reason) from error
-    except (TypeError, AttributeError) as error:
-        raise FormatError(path, "", f"a value has the wrong type: {error}") from error

@@ -12,9 +12,11 @@ import numpy as np
 
 from entrenar import ops
 from entrenar.errors import ConfigError
+from entrenar.nn.pattern import Endings, compiled, endings
 from entrenar.tensor import Tensor
 
 MAX_RANK = 512
+MAX_ALPHA = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,8 @@ class LoraConfig:
         lora_dropout: chance that an element of the adapter's input is dropped while training.
         target_modules: ``"all-linear"`` (all but the head), a list of module names or path endings, a regular
             expression that must match the whole path, or None for q_proj and v_proj (qkv_proj where fused).
-        rank_pattern, alpha_pattern: path ending or regular expression -> value that replaces r or lora_alpha there.
+        rank_pattern, alpha_pattern: path ending or regular expression -> value that replaces r or lora_alpha there;
+            the expressions are simple ones, see `entrenar.nn.pattern`.
 
     Raises:
         ConfigError: a value is impossible.
@@ -39,26 +42,35 @@ class LoraConfig:
     use_rslora: bool = False
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+    _ranks: Endings = field(init=False, repr=False, compare=False)  # the two patterns, compiled
+    _alphas: Endings = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        for name, pattern in (("rank_pattern", self.rank_pattern), ("alpha_pattern", self.alpha_pattern)):
+            if not isinstance(pattern, Mapping) or not all(isinstance(key, str) for key in pattern):
+                raise ConfigError(name, "is not a table of patterns and numbers")
         for name, rank in [("r", self.r), *((f"rank_pattern.{k}", v) for k, v in self.rank_pattern.items())]:
             if not isinstance(rank, int) or isinstance(rank, bool) or not 1 <= rank <= MAX_RANK:
                 raise ConfigError(name, f"{rank!r} is not a rank from 1 to {MAX_RANK}")
         alphas = [("lora_alpha", self.lora_alpha), *((f"alpha_pattern.{k}", v) for k, v in self.alpha_pattern.items())]
         for name, alpha in alphas:
-            if not isinstance(alpha, int | float) or not math.isfinite(alpha) or alpha <= 0:
-                raise ConfigError(name, f"{alpha!r} is not a positive number")
-        if not 0 <= self.lora_dropout < 1:
+            if not isinstance(alpha, int | float) or isinstance(alpha, bool) or not 0 < alpha <= MAX_ALPHA:
+                raise ConfigError(name, f"{alpha!r} is not a positive number (of float32)")
+        if not isinstance(self.lora_dropout, int | float) or not 0 <= self.lora_dropout < 1:
             raise ConfigError("lora_dropout", f"{self.lora_dropout!r} is not in [0, 1)")
-        if isinstance(self.target_modules, str):
-            _compile("target_modules", self.target_modules)
-        elif self.target_modules is not None:
-            object.__setattr__(self, "target_modules", tuple(self.target_modules))
-            if not self.target_modules:
+        if not isinstance(self.use_rslora, bool):
+            raise ConfigError("use_rslora", f"{self.use_rslora!r} is neither true nor false")
+        targets = self.target_modules
+        if isinstance(targets, str):
+            compiled("target_modules", targets)
+        elif targets is not None:
+            if not isinstance(targets, list | tuple | set) or not all(isinstance(t, str) and t for t in targets):
+                raise ConfigError("target_modules", f"{targets!r} is neither a pattern nor a list of names")
+            if not targets:
                 raise ConfigError("target_modules", "is empty; name modules, or say 'all-linear'")
-        for name, pattern in (("rank_pattern", self.rank_pattern), ("alpha_pattern", self.alpha_pattern)):
-            for key in pattern:
-                _compile(name, key)
+            object.__setattr__(self, "target_modules", tuple(targets))
+        object.__setattr__(self, "_ranks", endings("rank_pattern", self.rank_pattern))
+        object.__setattr__(self, "_alphas", endings("alpha_pattern", self.alpha_pattern))
 
     def selects(self, path: str) -> bool:
         """Whether the linear layer at this module path gets an adapter."""
@@ -72,28 +84,16 @@ class LoraConfig:
         return any(path == t or path.endswith(f".{t}") for t in targets)
 
     def rank_of(self, path: str) -> int:
-        return int(_matching(self.rank_pattern, path, self.r))
+        return int(_matching(self._ranks, path, self.r))
 
     def scale_of(self, path: str) -> float:
-        alpha, rank = _matching(self.alpha_pattern, path, self.lora_alpha), self.rank_of(path)
+        alpha, rank = _matching(self._alphas, path, self.lora_alpha), self.rank_of(path)
         return alpha / (math.sqrt(rank) if self.use_rslora else rank)
 
 
-def _compile(name: str, pattern: str) -> None:
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        raise ConfigError(name, f"{pattern!r} is not a regular expression: {error}") from error
-
-
-def _matching(patterns: Mapping[str, float], path: str, default: float) -> float:
-    """The value of the first pattern that matches the path's end at a dot, as PEFT does."""
-    for pattern, value in patterns.items():
-        if re.match(rf"(.*\.)?({pattern})$", path):
-            return value
-    return default
-
-
+def _matching(patterns: Endings, path: str, default: float) -> float:
+    """The value of the first pattern that matches."""
+    return next((value for pattern, value in patterns if pattern.match(path)), default)
 
 
 class LowRank:

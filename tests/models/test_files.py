@@ -141,7 +141,13 @@ def test_targets_that_do_not_exist_name_what_does():
         ({"r": 0}, "r"), ({"r": 513}, "r"), ({"r": 2.0}, "r"), ({"lora_alpha": 0}, "lora_alpha"),
         ({"lora_alpha": float("inf")}, "lora_alpha"), ({"lora_dropout": 1.0}, "lora_dropout"),
         ({"target_modules": []}, "target_modules"), ({"target_modules": "("}, "target_modules"),
-        ({"rank_pattern": {"q_proj": 0}}, "rank_pattern.q_proj"),
+        ({"rank_pattern": {"q_proj": 0}}, "rank_pattern.q_proj"), ({"rank_pattern": ["q_proj"]}, "rank_pattern"),
+        ({"alpha_pattern": {3: 4}}, "alpha_pattern"), ({"alpha_pattern": {"q_proj": True}}, "alpha_pattern.q_proj"),
+        ({"lora_alpha": 10**400}, "lora_alpha"), ({"lora_alpha": float("nan")}, "lora_alpha"),
+        ({"lora_alpha": "8"}, "lora_alpha"), ({"lora_dropout": "0"}, "lora_dropout"),
+        ({"lora_dropout": float("nan")}, "lora_dropout"), ({"use_rslora": "no"}, "use_rslora"),
+        ({"target_modules": 5}, "target_modules"), ({"target_modules": ["q_proj", 5]}, "target_modules"),
+        ({"target_modules": {"q_proj": 1}}, "target_modules"), ({"target_modules": [""]}, "target_modules"),
     ],
 )  # fmt: skip
 def test_impossible_adapter_settings_name_the_field(changes, field):
