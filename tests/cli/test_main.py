@@ -135,6 +135,13 @@ def test_a_reader_that_leaves_is_no_error() -> None:
 
 
 @pytest.mark.tier2
+def test_a_terminal_without_unicode_is_no_error(tmp_path: Path) -> None:
+    done = program("inspect", str(tmp_path / "漢.gguf"), PYTHONIOENCODING="ascii")
+    assert done.returncode == 1
+    assert done.stderr.endswith("/?.gguf: can't be read: No such file or directory\n")
+
+
+@pytest.mark.tier2
 @pytest.mark.parametrize("isa", ["scalar", "wrong"])
 def test_isa_is_forced_or_refused(isa: str) -> None:
     done = program("doctor", "--json", ENTRENAR_ISA=isa)
