@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import tomllib
@@ -19,6 +20,8 @@ ALLOWED = [re.compile(row["reason"]) for row in SKIPS]
 settings.register_profile("full", deadline=None, derandomize="CI" in os.environ)
 settings.register_profile("quick", settings.get_profile("full"), max_examples=15)
 settings.load_profile("full")
+
+gc.disable()  # until all tests are collected: thousands of small objects that live to the end
 
 skipped: Counter[str] = Counter()
 
@@ -49,6 +52,11 @@ def reason_of(report: pytest.TestReport | pytest.CollectReport) -> str:
 
 def allowed(reason: str) -> bool:
     return any(pattern.fullmatch(reason) for pattern in ALLOWED)
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
