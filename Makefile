@@ -89,7 +89,7 @@ san: .venv-san/.built  ## tests of kernels and formats under AddressSanitizer an
 
 fuzz: .venv-fuzz/.built  ## each target of fuzz/ for FUZZ_SECONDS=60 under AddressSanitizer (needs clang-19)
 	@mkdir -p fuzz/corpus fuzz/crashes
-	@for target in fuzz/*.py; do \
+	@for target in fuzz/[a-z]*.py; do \
 	  name=$$(basename $$target .py); mkdir -p fuzz/corpus/$$name; echo "== $$target: $(FUZZ_SECONDS) s"; \
 	  LD_PRELOAD="$$(.venv-fuzz/bin/python -c 'import atheris; print(atheris.path())')/asan_with_fuzzer.so" \
 	  $(SANITIZED) .venv-fuzz/bin/python $$target -max_total_time=$(FUZZ_SECONDS) \

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from contextlib import suppress
 
+import _common
 import atheris
 
 with atheris.instrument_imports(include=["entrenar"]):
     from entrenar.errors import FormatError
     from entrenar.formats import gguf_read
-
-from seeds import formats
 
 
 def one_input(data: bytes) -> None:
@@ -32,6 +30,4 @@ def one_input(data: bytes) -> None:
 
 
 if __name__ == "__main__":
-    formats.plant(formats.ggufs)
-    atheris.Setup(sys.argv, one_input)
-    atheris.Fuzz()
+    _common.run(one_input, _common.ggufs)

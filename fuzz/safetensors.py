@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-
+import _common
 import atheris
 
 with atheris.instrument_imports(include=["entrenar"]):
     from entrenar.errors import FormatError, UnsupportedError
     from entrenar.formats import safetensors
-
-from seeds import formats
 
 
 def one_input(data: bytes) -> None:
@@ -27,6 +24,4 @@ def one_input(data: bytes) -> None:
 
 
 if __name__ == "__main__":
-    formats.plant(formats.weights)
-    atheris.Setup(sys.argv, one_input)
-    atheris.Fuzz()
+    _common.run(one_input, _common.weights)

@@ -1,7 +1,10 @@
-"""Vocabularies from strangers: from_gguf and decoding accept or raise TokenizerError, and streams equal decode."""
+"""Fuzz vocabularies from strangers: from_gguf and decoding accept or raise TokenizerError; streams equal decode."""
 
-import sys
+from __future__ import annotations
 
+from typing import Any
+
+import _common
 import atheris
 
 with atheris.instrument_imports(include=["entrenar"]):
@@ -14,7 +17,7 @@ BYTES = [f"<0x{b:02X}>" for b in range(256)]
 BASE = {"model": "llama", "tokens": [*BYTES, "a", "b", "ab"], "scores": [0.0] * 259, "unknown_token_id": 0}
 
 
-def value(data, depth=0):
+def value(data: atheris.FuzzedDataProvider, depth: int = 0) -> Any:
     kind = data.ConsumeIntInRange(0, 5 if depth < 2 else 4)
     if kind == 5:
         return [value(data, depth + 1) for _ in range(data.ConsumeIntInRange(0, 12))]
@@ -22,7 +25,7 @@ def value(data, depth=0):
             data.PickValueInList(["llama", "gpt2", "qwen2", "a", "b", "a b", 0, 1, 3]))[kind]  # fmt: skip
 
 
-def one_input(raw):
+def one_input(raw: bytes) -> None:
     data = atheris.FuzzedDataProvider(raw)
     changes = {data.PickValueInList(KEYS): value(data) for _ in range(data.ConsumeIntInRange(0, 5))}
     try:
@@ -36,5 +39,5 @@ def one_input(raw):
         pass
 
 
-atheris.Setup(sys.argv, one_input)
-atheris.Fuzz()
+if __name__ == "__main__":
+    _common.run(one_input, _common.noise)
