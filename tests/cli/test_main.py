@@ -7,9 +7,9 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
+from rich.console import Console
 
 from entrenar import cli
 from entrenar.errors import ConfigError, DataError, FormatError
@@ -206,8 +206,20 @@ def test_sizes_are_decimal(nbytes: int, text: str) -> None:
 def test_quickstart_tells_its_story_where_it_is_told_to(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    story = SimpleNamespace(tell=lambda out, quiet: {"out": out, "quiet": quiet})
-    monkeypatch.setitem(sys.modules, "entrenar.cli.quickstart_story", story)
-    assert run(capsys, "quickstart") == (0, "", "")
-    code, out, _ = run(capsys, "quickstart", "--out", "here", "--json")
-    assert (code, json.loads(out)) == (0, {"out": "here", "quiet": True})
+    def tell(out: str, console: Console, seed: int) -> dict[str, object]:
+        console.print("the story")
+        return {"out": out, "seed": seed}
+
+    monkeypatch.setattr("entrenar.quickstart.story.tell", tell)
+    assert run(capsys, "quickstart") == (0, "the story\n", "")
+    code, out, err = run(capsys, "quickstart", "--out", "here", "--seed", "3", "--json")
+    assert (code, json.loads(out), err) == (0, {"out": "here", "seed": 3}, "the story\n")
+
+
+@pytest.mark.tier1
+def test_an_interrupted_quickstart_says_so_with_its_exit_code(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("entrenar.quickstart.story.tell", lambda *_: {"stopped_by": "SIGTERM"})
+    code, out, err = run(capsys, "quickstart")
+    assert (code, out, err) == (143, "", "stopped by SIGTERM; entrenar quickstart begins again\n")
