@@ -38,7 +38,9 @@ class Page:
         self.full, self.empty, self.yes, self.no = "#.+-" if plain else "█░✓✗"
         self.rest = "..." if plain else "…"
 
-    def opening(self, out: Path, replaced: bool, model: CausalLM, nbytes: int) -> None:
+    def opening(
+        self, out: Path, replaced: bool, model: CausalLM, nbytes: int, answers: Mapping[str, str]
+    ) -> None:
         self._print("Fine-tune a tiny language model, from base to GGUF", style="bold")
         if replaced:
             self._print(f"{out} holds an earlier quickstart; this one replaces it.", style="yellow")
@@ -46,9 +48,12 @@ class Page:
         c = model.config
         self._print(
             f"base.gguf: a Llama of {c.num_parameters():,} parameters ({c.num_hidden_layers} layers of width "
-            f"{c.hidden_size}, {nbytes / 1e6:.1f} MB), made by `entrenar train` from stories of a small world. It "
-            "has read of people, towns and prices. It has never filed a note as JSON."
+            f"{c.hidden_size}, {nbytes / 1e6:.1f} MB), made by `entrenar train` from stories of a small world. "
+            "Questions like those in its texts it can answer:"
         )
+        for prompt, given in answers.items():
+            self._answers({"prompt": prompt, "base model": self._short(given)})
+        self._print("It has never filed a note as JSON, and does not know what is wanted:")
 
     def before(self, answers: Sequence[Answer], score: Score) -> None:
         for answer in answers[:SHOWN]:

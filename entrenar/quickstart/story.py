@@ -31,16 +31,18 @@ DATA_SEED = 2  # of the notes; the base model's texts have another
 HELD_OUT, TRAINED_ON = 120, 2400
 LORA = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear")
 TRAINING = TrainConfig(
-    max_steps=200,
+    max_steps=120,
     batch_size=6,
     seq_len=256,
     mask_prompt=True,
     learning_rate=5e-3,
     warmup_steps=10,
     lr_min_ratio=0.05,
-    eval_every=50,
+    eval_every=30,
     save_every=100,
 )
+# What the base can do, as its texts have such questions.
+ASKED = "Carla came from Lima. They had six blue cups. It was on Friday. It cost 45 coins. Who?"
 LONGEST_ANSWER = 80  # tokens
 LIKELIEST = SamplingConfig(temperature=0.0)
 
@@ -110,7 +112,7 @@ def tell(
     shutil.copyfile(BASE, out / "base.gguf")
 
     model = load(out / "base.gguf")
-    page.opening(out, replaced, model, BASE.stat().st_size)
+    page.opening(out, replaced, model, BASE.stat().st_size, {ASKED: answer(model, ASKED)})
     before = ask(model, test, page)
     page.before(before, Score.of(before))
 
@@ -176,12 +178,15 @@ def notes(held_out: int) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
 
 
 def ask(model: CausalLM, samples: Sequence[dict[str, str]], page: Page) -> list[Answer]:
-    """What the model answers, by its likeliest tokens up to the end of a line."""
-    answers = []
-    for sample in page.counted(samples):
-        given = generate(model, sample["prompt"], LONGEST_ANSWER, LIKELIEST, stop=("\n",)).drain().text
-        answers.append(Answer(sample["prompt"], sample["completion"].strip(), given.strip()))
-    return answers
+    return [
+        Answer(sample["prompt"], sample["completion"].strip(), answer(model, sample["prompt"]))
+        for sample in page.counted(samples)
+    ]
+
+
+def answer(model: CausalLM, prompt: str) -> str:
+    """What the model says by its likeliest tokens, up to the end of a line."""
+    return generate(model, prompt, LONGEST_ANSWER, LIKELIEST, stop=("\n",)).drain().text.strip()
 
 
 def compared(before: Sequence[Answer], after: Sequence[Answer]) -> list[dict[str, Any]]:

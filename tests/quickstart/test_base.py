@@ -23,11 +23,16 @@ def test_it_is_small_and_f16() -> None:
 
 
 @pytest.mark.tier1
-def test_it_has_learned_to_copy() -> None:
-    """What the fine-tune stands on: a list that was read once is read again."""
-    model = load(story.BASE)
-    read = 'Nora wrote a list: red lamp, Lima, Hugo, Friday. On the way Nora read it again:'
-    assert model.generate(read, 20, temperature=0.0).text.startswith(" red lamp, Lima, Hugo, Friday.")
+def test_it_reads_again_what_it_has_read() -> None:
+    """What the fine-tune stands on: looking back and copying."""
+    read = "Nora wrote a list: red lamp, Lima, Hugo, Friday. On the way Nora read it again:"
+    again = load(story.BASE).generate(read, 20, temperature=0.0).text
+    assert again.replace('"', "") == " red lamp, Lima, Hugo, Friday."
+
+
+@pytest.mark.tier1
+def test_it_answers_questions_like_those_it_has_read() -> None:
+    assert load(story.BASE).generate(story.ASKED, 4, stop=".", temperature=0.0).text == " Carla"
 
 
 @pytest.mark.tier1
