@@ -36,6 +36,10 @@ class SamplingConfig:
     seed: int | None = None
 
     def __post_init__(self) -> None:
+        for name in ("temperature", "top_p", "min_p", "repetition_penalty"):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or isinstance(value, bool):
+                raise ConfigError(name, f"{value!r:.80} is not a number")
         checks = {
             "temperature": (self.temperature >= 0 and math.isfinite(self.temperature), "a number ≥ 0"),
             "top_k": (isinstance(self.top_k, int) and self.top_k >= 0, "a whole number ≥ 0"),
@@ -84,7 +88,8 @@ class Sampler:
             scores[ids] = np.where(s > 0, s / c.repetition_penalty, s * c.repetition_penalty)
         if c.temperature == 0:
             return int(scores.argmax())
-        return self._draw(scores / c.temperature)
+        with np.errstate(over="ignore"):  # to -inf, at the smallest temperatures
+            return self._draw((scores - scores.max()) / c.temperature)
 
     def _draw(self, scores: NDArray[np.float64]) -> int:
         c = self._config

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import fields
 from os import PathLike
 from pathlib import Path
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from entrenar.errors import AdapterError, ConfigError, FormatError
 from entrenar.formats import files, safetensors
+from entrenar.nn.layers import Linear
 from entrenar.nn.lora import LoraConfig, LowRank
 from entrenar.tensor import Tensor
 
@@ -31,6 +33,15 @@ _PLAIN: dict[str, tuple[Any, ...]] = {
     "lora_bias": (False, None),
     "trainable_token_indices": (None,),
     "target_parameters": (None, []),
+    # others change the base's weights as well, and PEFT does that again when it loads
+    "init_lora_weights": (True, False, None, "gaussian", "eva", "orthogonal"),
+    "alora_invocation_tokens": (None, []),
+    "use_qalora": (False, None),
+    "use_bdlora": (False, None),
+    "velora_config": (None,),
+    "monteclora_config": (None,),
+    "arrow_config": (None,),
+    "kasa_config": (None,),
 }
 
 
@@ -84,6 +95,8 @@ def load_adapter(model: CausalLM, path: str | PathLike[str], trainable: bool) ->
     where = directory / WEIGHTS
     halves: dict[str, dict[str, NDArray[Any]]] = {}
     for key in stored:
+        if _is_own_weight(key, stored, linears):
+            continue
         name, _, kind = key.removeprefix(_PREFIX).rpartition(".lora_")
         if not key.startswith(_PREFIX) or kind not in ("A.weight", "B.weight"):
             raise AdapterError(f"{where}: {key}: not a LoRA factor of a linear layer; this kind is not served")
@@ -107,6 +120,14 @@ def load_adapter(model: CausalLM, path: str | PathLike[str], trainable: bool) ->
         a, b = (Tensor(np.array(pair[h], np.float32), requires_grad=trainable) for h in "AB")
         factors[name] = LowRank(a, b, config.scale_of(name), config.lora_dropout)
     return config, factors
+
+
+def _is_own_weight(key: str, stored: Mapping[str, NDArray[Any]], linears: Mapping[str, Linear]) -> bool:
+    """Whether it is a copy of the model's own weight, which PEFT adds where the head has an adapter."""
+    name = key.removeprefix(_PREFIX).removesuffix(".base_layer.weight")
+    return key == f"{_PREFIX}{name}.base_layer.weight" and name in linears and (
+        np.array_equal(stored[key].astype(np.float32), linears[name].weight.data.astype(np.float32))
+    )
 
 
 def read_config(path: Path) -> LoraConfig:

@@ -26,6 +26,7 @@ _KEYS: dict[str, tuple[str, Any]] = {
     "sliding_window": ("attention.sliding_window", None),
 }
 _NO_ID = 4294967295
+_ORIGINAL = "rope.scaling.original_context_length"
 
 
 def config_from_gguf(
@@ -39,7 +40,7 @@ def config_from_gguf(
         FormatError: a key is missing or impossible; UnsupportedError: the file asks for what is not served.
     """
     name = metadata.get("general.architecture")
-    if name not in GGUF_ARCHITECTURES:
+    if not isinstance(name, str) or name not in GGUF_ARCHITECTURES:
         raise UnsupportedError(
             path, "general.architecture", f"{name!r} is not served (served: {', '.join(GGUF_ARCHITECTURES)})"
         )
@@ -52,7 +53,7 @@ def config_from_gguf(
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
             raise FormatError(path, f"{name}.{key}", f"{type(value).__name__} where one number was expected")
         values[field] = value
-    if values["sliding_window"] == 0:
+    if not values["sliding_window"] or not arch.gguf_window:
         values["sliding_window"] = None
     if metadata.get(f"{name}.expert_count", 0):
         raise UnsupportedError(path, f"{name}.expert_count", "a mixture of experts is not served")
@@ -78,12 +79,25 @@ def config_from_gguf(
         raise FormatError(path, _key_of(name, error.field), error.reason) from error
     rotary = metadata.get(f"{name}.rope.dimension_count", config.head_size)
     if rotary != config.head_size:
+        where = f"{name}.rope.dimension_count"
         if not isinstance(rotary, int) or not 0 < rotary <= config.head_size:
-            raise FormatError(path, f"{name}.rope.dimension_count", f"{rotary!r} is not within a head")
-        config = config.replace(partial_rotary_factor=rotary / config.head_size)
+            raise FormatError(path, where, f"{rotary!r} is not within a head")
+        try:
+            config = config.replace(partial_rotary_factor=rotary / config.head_size)
+        except ConfigError as error:
+            raise UnsupportedError(path, where, error.reason) from error
     if metadata.get(f"{name}.attention.value_length", config.head_size) != config.head_size:
         raise UnsupportedError(path, f"{name}.attention.value_length", "differs from the key length")
     return config
+
+
+def original_context(metadata: Mapping[str, Any], path: str | PathLike[str]) -> int:
+    """Tokens of context before Llama 3's scaling; files that other programs wrote are silent, and mean 8192."""
+    key = f"{metadata['general.architecture']}.{_ORIGINAL}"
+    value = metadata.get(key, 8192)
+    if not isinstance(value, int) or value < 1:
+        raise FormatError(path, key, f"{value!r:.80} is not a number of tokens")
+    return value
 
 
 def _key_of(arch: str, field: str) -> str:
@@ -93,8 +107,10 @@ def _key_of(arch: str, field: str) -> str:
 def gguf_metadata(config: ModelConfig) -> dict[str, Any]:
     """The header of a model file, tokenizer aside."""
     arch = architecture(config.model_type)
-    if config.model_type == "mistral" and config.sliding_window:
-        raise ConfigError("sliding_window", "GGUF's llama architecture has no attention window; set it to None first")
+    if config.sliding_window and not arch.gguf_window:
+        raise ConfigError(
+            "sliding_window", f"GGUF's {arch.gguf_name} architecture has no attention window; set it to None first"
+        )
     name = arch.gguf_name
     metadata: dict[str, Any] = {"general.architecture": name, f"{name}.vocab_size": config.vocab_size}
     for field, (key, _) in _KEYS.items():
@@ -104,7 +120,9 @@ def gguf_metadata(config: ModelConfig) -> dict[str, Any]:
     metadata[f"{name}.attention.value_length"] = config.head_size
     metadata[f"{name}.rope.dimension_count"] = int(config.head_size * config.partial_rotary_factor)
     scaling = config.rope_scaling
-    if scaling is not None and llama3_divisors(config) is None:
+    if scaling is not None and llama3_divisors(config) is not None:
+        metadata[f"{name}.{_ORIGINAL}"] = int(scaling["original_max_position_embeddings"])
+    elif scaling is not None:
         metadata[f"{name}.rope.scaling.type"] = "linear"
         metadata[f"{name}.rope.scaling.factor"] = float(scaling["factor"])
     return metadata

@@ -17,6 +17,8 @@ from entrenar.models.spec import ModelConfig
 _FIELDS = {f.name for f in fields(ModelConfig)} - {"rope_scaling", "rope_theta"}
 _ROPE = {"rope_parameters", "rope_scaling", "rope_theta"}
 
+_ATTENTION = ("full_attention", "sliding_attention")  # kinds of layer that are served
+
 # keys that do not change what the decoder computes at inference and in our training
 _HARMLESS = frozenset(
     {
@@ -57,7 +59,7 @@ def config_from_hf(raw: object, path: str | PathLike[str]) -> ModelConfig:
     if not isinstance(raw, dict):
         raise FormatError(path, "", "config.json is not a JSON object")
     model_type = raw.get("model_type")
-    if model_type not in ARCHITECTURES:
+    if not isinstance(model_type, str) or model_type not in ARCHITECTURES:
         raise UnsupportedError(
             path, "model_type", f"{model_type!r} is not served (served: {', '.join(ARCHITECTURES)})"
         )
@@ -65,8 +67,8 @@ def config_from_hf(raw: object, path: str | PathLike[str]) -> ModelConfig:
     for key, neutral in _NEUTRAL.items():
         if key in raw and raw[key] not in neutral:
             raise UnsupportedError(path, key, f"{raw[key]!r} changes the arithmetic in a way that is not served")
-    kinds = set(raw.get("layer_types") or ()) - {"full_attention", "sliding_attention"}
-    if kinds or len(set(raw.get("layer_types") or ())) > 1:
+    layers = raw.get("layer_types") or ["full_attention"]
+    if not isinstance(layers, list) or layers.count(layers[0]) < len(layers) or layers[0] not in _ATTENTION:
         raise UnsupportedError(path, "layer_types", "only one kind of attention in all layers is served")
     known = _FIELDS | _ROPE | _HARMLESS | set(_NEUTRAL) | arch.extra_keys
     for key in sorted(set(raw) - known):
@@ -97,9 +99,9 @@ def _rope(raw: dict[str, Any]) -> dict[str, Any]:
     scaling = dict(scaling or {})
     theta = scaling.pop("rope_theta", raw.get("rope_theta"))
     if theta is not None:
-        values["rope_theta"] = float(theta)
+        values["rope_theta"] = theta
     if "partial_rotary_factor" in scaling:
-        values["partial_rotary_factor"] = float(scaling.pop("partial_rotary_factor"))
+        values["partial_rotary_factor"] = scaling.pop("partial_rotary_factor")
     kind = scaling.get("rope_type", scaling.get("type"))
     values["rope_scaling"] = None if kind in (None, "default") else scaling
     return values

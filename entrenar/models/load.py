@@ -18,7 +18,7 @@ from entrenar.models.arch import architecture
 from entrenar.models.arch.base import SAME, Transform
 from entrenar.models.arch.rope import llama3_scaling
 from entrenar.models.causal_lm import DTYPES, CausalLM, DTypeName, dtype_named, refuse_quant
-from entrenar.models.gguf_config import config_from_gguf
+from entrenar.models.gguf_config import config_from_gguf, original_context
 from entrenar.models.hf_config import config_from_hf
 from entrenar.models.spec import ModelConfig
 from entrenar.tensor import Tensor
@@ -60,7 +60,8 @@ def _load_gguf(path: Path, wanted: np.dtype[Any] | None) -> CausalLM:
     shapes = {name: info.shape for name, info in file.tensors.items()}
     config = config_from_gguf(file.metadata, shapes, path)
     if _ROPE_FREQS in file.tensors:
-        scaling = llama3_scaling(file.array(_ROPE_FREQS).astype(np.float32), config)
+        divisors = file.array(_ROPE_FREQS).astype(np.float32)
+        scaling = llama3_scaling(divisors, config, original_context(file.metadata, path))
         if scaling is None:
             raise UnsupportedError(path, _ROPE_FREQS, "these rotary divisors are not Llama 3's published ones")
         config = config.replace(rope_scaling=scaling)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -68,6 +69,8 @@ class ModelConfig:
     pad_token_id: int | None = None
 
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            _check_type(field.name, getattr(self, field.name), str(field.type))
         heads = self.num_attention_heads
         for name in LIMITS:
             if name not in ("num_key_value_heads", "head_dim"):
@@ -95,16 +98,12 @@ class ModelConfig:
             raise ConfigError("hidden_act", f"{self.hidden_act!r} is not served; the decoder computes SwiGLU (silu)")
         for name in ("rms_norm_eps", "rope_theta", "initializer_range"):
             value = getattr(self, name)
-            if not (isinstance(value, int | float) and np.isfinite(value) and value > 0):
+            if value <= 0:
                 raise ConfigError(name, f"{value!r} is not a positive number")
         if not 0 < self.partial_rotary_factor <= 1:
             raise ConfigError("partial_rotary_factor", f"{self.partial_rotary_factor!r} is not in (0, 1]")
         if self.sliding_window is not None and self.sliding_window < 1:
             raise ConfigError("sliding_window", f"{self.sliding_window} is not a positive number of tokens")
-        for name in ("bos_token_id", "pad_token_id"):
-            value = getattr(self, name)
-            if value is not None and not isinstance(value, int):
-                raise ConfigError(name, f"{value!r} is not a token id")
         spec_of(self)  # the architecture checks what only it knows, such as the kinds of RoPE scaling
 
     @property
@@ -195,10 +194,40 @@ def spec_of(config: ModelConfig) -> ModelSpec:
     return architecture(config.model_type).spec(config)
 
 
-def _check_int(name: str, value: object) -> None:
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
+# annotation of a field -> what it takes
+_TYPES: Mapping[str, tuple[Callable[[Any], bool], str]] = MappingProxyType(
+    {
+        "str": (lambda v: isinstance(v, str), "text"),
+        "bool": (lambda v: isinstance(v, bool), "true or false"),
+        "int": (_is_int, "a whole number"),
+        "int | None": (lambda v: v is None or _is_int(v), "a whole number"),
+        "int | tuple[int, ...] | None": (
+            lambda v: v is None or _is_int(v) or (isinstance(v, tuple) and all(map(_is_int, v))),
+            "a token id, or several",
+        ),
+        "float": (_is_number, "a finite number"),
+        "Mapping[str, Any] | None": (lambda v: v is None or isinstance(v, Mapping), "a table of settings"),
+    }
+)
+
+
+def _check_type(name: str, value: object, annotation: str) -> None:
+    fits, words = _TYPES[annotation]
+    if not fits(value):
+        raise ConfigError(name, f"{value!r:.80} is not {words}")
+
+
+def _check_int(name: str, value: int | None) -> None:
     low, high = LIMITS[name]
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise ConfigError(name, f"{value!r} is not a whole number")
+    assert value is not None
     if not low <= value <= high:
         raise ConfigError(name, f"{value:,} is outside {low:,} to {high:,}")
 

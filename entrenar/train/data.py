@@ -29,10 +29,10 @@ class TrainingData:
     files: Mapping[str, str] = field(default_factory=dict)
 
     def digest(self) -> str:
-        """SHA-256 of the number of rows and of the first, middle and last: changes with the data, the tokenizer,
-        the template and the masks."""
+        """SHA-256 over the files' hashes, the number of rows, and the first, middle and last row: changes with the
+        data, the tokenizer, the template and the masks."""
         count = len(self.train)
-        digest = hashlib.sha256(str(count).encode())
+        digest = hashlib.sha256(" ".join([str(count), *sorted(self.files.values())]).encode())
         for row in (0, count // 2, count - 1):
             batch = self.train.batch([row])
             digest.update(batch.ids.tobytes() + batch.labels.tobytes())

@@ -92,3 +92,15 @@ def test_impossible_settings_name_the_field(field, value):
 def test_an_unknown_setting_lists_the_known():
     with pytest.raises(ConfigError, match="temperature"):
         SamplingConfig.of({"temprature": 1.0})
+
+
+def test_the_smallest_temperature_is_greedy():
+    assert drawn(SamplingConfig(temperature=1e-310, seed=0), n=20)[1] == 1
+
+
+@pytest.mark.parametrize("name", ["temperature", "top_p", "min_p", "repetition_penalty"])
+@pytest.mark.parametrize("value", ["hot", None, True])
+def test_what_is_no_number_names_the_setting(name, value):
+    with pytest.raises(ConfigError) as error:
+        SamplingConfig(**{name: value})
+    assert error.value.field == name

@@ -8,7 +8,8 @@ import tiny_models as tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
-from entrenar import ModelConfig
+import entrenar
+from entrenar import CausalLM, ModelConfig
 from entrenar.errors import ConfigError, FormatError, UnsupportedError
 from entrenar.models.arch.base import permute_heads
 from entrenar.models.arch.rope import llama3_scaling, rope_spec
@@ -76,9 +77,28 @@ def test_impossible_scalings_name_the_field(scaling, field):
 
 
 def test_part_of_a_head_may_turn_but_an_even_part():
-    assert rope_spec(ModelConfig(partial_rotary_factor=0.5)).rotary_dim == 64
+    phi = ModelConfig(model_type="phi3", partial_rotary_factor=0.5)
+    assert rope_spec(phi, partial=True).rotary_dim == 64
     with pytest.raises(ConfigError, match="even"):
-        ModelConfig(hidden_size=32 * 6, partial_rotary_factor=0.5)
+        phi.replace(hidden_size=32 * 6, head_dim=6)
+
+
+@pytest.mark.parametrize("model_type", ["llama", "mistral", "qwen2"])
+def test_only_phi3_turns_a_part_of_a_head(model_type):
+    """transformers and llama.cpp rotate whole heads of the others, whatever the file says."""
+    with pytest.raises(ConfigError, match="partial_rotary_factor"):
+        ModelConfig(model_type=model_type, partial_rotary_factor=0.5)
+    with pytest.raises(UnsupportedError, match="dimension_count"):
+        config_from_gguf(*header(**{"llama.rope.dimension_count": 4}), "m.gguf")
+
+
+def test_llama_has_no_window_and_ignores_one_in_a_file():
+    """As transformers and llama.cpp do; only Mistral, Qwen2 and Phi-3 slide."""
+    with pytest.raises(ConfigError, match="sliding_window"):
+        ModelConfig(sliding_window=7)
+    raw = config_to_hf(tiny.CONFIGS["llama"], "float32") | {"sliding_window": 7}
+    assert config_from_hf(raw, "config.json").sliding_window is None
+    assert config_from_gguf(*header(**{"llama.attention.sliding_window": 7}), "m.gguf").sliding_window is None
 
 
 def qwen(**changes):
@@ -111,7 +131,8 @@ def test_a_window_on_some_layers_only_is_not_served():
         ({**config_to_hf(tiny.CONFIGS["llama"], "float32"), "vocab_size": None}, "vocab_size|None"),
         ({**config_to_hf(tiny.CONFIGS["llama"], "float32"), "rope_parameters": 3}, "rope_parameters"),
         ({**config_to_hf(tiny.CONFIGS["llama"], "float32"), "rms_norm_eps": "small"}, "rms_norm_eps"),
-        ({**config_to_hf(tiny.CONFIGS["llama"], "float32"), "sliding_window": "wide"}, "type"),
+        ({**config_to_hf(tiny.CONFIGS["mistral-window"], "float32"), "sliding_window": "wide"}, "sliding_window"),
+        ({**config_to_hf(tiny.CONFIGS["llama"], "float32"), "rope_parameters": {"rope_theta": "x"}}, "rope_theta"),
     ],
 )
 def test_a_config_json_of_the_wrong_kind_is_a_format_error(raw, where):
@@ -119,6 +140,13 @@ def test_a_config_json_of_the_wrong_kind_is_a_format_error(raw, where):
         raw.pop("vocab_size")
     with pytest.raises(FormatError, match=where):
         config_from_hf(raw, "config.json")
+
+
+@pytest.mark.parametrize("key", ["model_type", "layer_types"])
+@pytest.mark.parametrize("value", [["x"], {"a": 1}, 3, True])
+def test_a_name_that_is_no_name_is_not_served(key, value):
+    with pytest.raises(UnsupportedError, match=key):
+        config_from_hf({**config_to_hf(tiny.CONFIGS["llama"], "float32"), key: value}, "config.json")
 
 
 def test_several_end_tokens_stay_several():
@@ -156,12 +184,12 @@ def test_absent_gguf_keys_have_the_formats_defaults():
     assert config.bos_token_id is None
 
 
-def test_a_zero_window_and_half_a_rotation_are_read():
-    config = config_from_gguf(
-        *header(**{"llama.attention.sliding_window": 0, "llama.rope.dimension_count": 4}), "m.gguf"
-    )
-    assert config.sliding_window is None
-    assert rope_spec(config).rotary_dim == 4
+def test_windows_and_half_a_rotation_of_phi3_are_read(tmp_path):
+    model = CausalLM.from_config(tiny.CONFIGS["phi3"].replace(head_dim=8, partial_rotary_factor=0.5))
+    model.save(tmp_path / "m.gguf")
+    config = entrenar.load(tmp_path / "m.gguf").config
+    assert (config.sliding_window, config.partial_rotary_factor) == (9, 0.5)
+    assert config_from_gguf(*header(**{"llama.attention.sliding_window": 0}), "m.gguf").sliding_window is None
 
 
 def test_an_embedding_of_the_wrong_rank_is_an_error():

@@ -64,7 +64,9 @@ def test_only_a_model_in_f32_is_trainable_as_a_whole(tmp_path):
 
 @pytest.mark.parametrize("scaling", [None, {"rope_type": "linear", "factor": 4.0}, {
     "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 8192}])  # fmt: skip
+    "original_max_position_embeddings": 8192}, {
+    "rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64}])  # fmt: skip
 def test_rope_scaling_survives_both_formats(tmp_path, scaling):
     config = tiny.CONFIGS["llama"].replace(rope_scaling=scaling, head_dim=32)
     model = entrenar.CausalLM.from_config(config)
@@ -77,6 +79,9 @@ def test_rope_scaling_survives_both_formats(tmp_path, scaling):
 def test_a_window_that_gguf_can_not_say_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="sliding_window"):
         tiny.model("mistral-window").save(tmp_path / "m.gguf")
+    slides = entrenar.CausalLM.from_config(tiny.CONFIGS["qwen2"].replace(sliding_window=5))
+    with pytest.raises(ConfigError, match="sliding_window"):
+        slides.save(tmp_path / "m.gguf")
 
 
 # ---- adapters -----------------------------------------------------------------------------------------------------
@@ -170,12 +175,30 @@ def test_adapters_of_another_kind_or_model_are_refused(tmp_path):
         tiny.model("llama-biases").load_adapter(tmp_path)
     with pytest.raises(AdapterError, match="no linear layer"):
         tiny.model("phi3").load_adapter(tmp_path)
-    for key, value in [("use_dora", True), ("peft_type", "IA3"), ("bias", "all"), ("modules_to_save", ["lm_head"])]:
+    for key, value in [("use_dora", True), ("peft_type", "IA3"), ("bias", "all"), ("modules_to_save", ["lm_head"]),
+                       ("init_lora_weights", "pissa"), ("alora_invocation_tokens", [5])]:  # fmt: skip
         (tmp_path / "adapter_config.json").write_text(json.dumps({**raw, key: value}))
         with pytest.raises(AdapterError, match=key):
             tiny.model().load_adapter(tmp_path)
     (tmp_path / "adapter_config.json").write_text("{")
     with pytest.raises(FormatError):
+        tiny.model().load_adapter(tmp_path)
+
+
+def test_a_copy_of_the_head_beside_its_adapter_is_read_past(tmp_path):
+    """PEFT saves the base's head along where the head has an adapter."""
+    model = tiny.model(lora=LoraConfig(r=3, target_modules=["lm_head"]))
+    model.save_adapter(tmp_path)
+    file = tmp_path / "adapter_model.safetensors"
+    factors = {name: np.array(array) for name, array in safetensors.read(file).items()}
+    key, head = "base_model.model.lm_head.base_layer.weight", model.lm_head.weight.data
+    back = tiny.model()
+    safetensors.write(file, {**factors, key: head})
+    back.load_adapter(tmp_path)
+    with no_grad():
+        assert np.array_equal(back(IDS).numpy(), model(IDS).numpy())
+    safetensors.write(file, {**factors, key: head + 1})
+    with pytest.raises(AdapterError, match="base_layer"):
         tiny.model().load_adapter(tmp_path)
 
 

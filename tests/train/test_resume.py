@@ -16,7 +16,7 @@ import tiny
 from entrenar.errors import CheckpointError, UsageError
 from entrenar.observe import Event, subscribed
 from entrenar.observe.sinks import read_metrics
-from entrenar.train import Trainer
+from entrenar.train import Trainer, TrainingData
 
 TIMED = ("tokens_per_second", "peak_rss_gb", "elapsed")
 
@@ -207,6 +207,13 @@ def test_another_model_or_other_data_are_refused(tmp_path: Path) -> None:
         Trainer(tiny.model(lora=False), tiny.data(), config)
     with pytest.raises(CheckpointError, match="training data"):
         Trainer(tiny.model(), tiny.data(seed=2), config)
+
+
+def test_one_changed_line_anywhere_is_other_data() -> None:
+    rows = tiny.data().train
+    first = TrainingData(rows, files={"a/train.jsonl": "1f"}).digest()
+    assert TrainingData(rows, files={"a/train.jsonl": "2e"}).digest() != first
+    assert TrainingData(rows, files={"moved/train.jsonl": "1f"}).digest() == first
 
 
 def test_a_run_is_never_started_over_by_mistake(tmp_path: Path) -> None:

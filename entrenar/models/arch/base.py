@@ -75,6 +75,7 @@ class Architecture:
         extra_keys: config.json keys, beyond those every architecture has, that `read_extra` serves.
         read_extra: the architecture's own part of reading a config.json (returns ModelConfig fields).
         permuted: whether GGUF stores q and k permuted (llama.cpp's adjacent-pair rotation).
+        gguf_window: whether GGUF's architecture knows a sliding window; llama.cpp ignores the key elsewhere.
     """
 
     model_type: str
@@ -84,6 +85,7 @@ class Architecture:
     extra_keys: frozenset[str] = frozenset()
     read_extra: Callable[[dict[str, Any]], dict[str, Any]] = lambda raw: {}
     permuted: bool = False
+    gguf_window: bool = False
 
     def weight_names(self, config: ModelConfig) -> Iterator[WeightName]:
         """Both names and the transform of every weight the config has, in file order."""

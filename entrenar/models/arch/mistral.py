@@ -6,5 +6,5 @@ from entrenar.models.arch import llama
 from entrenar.models.arch.base import Architecture
 
 ARCH = Architecture(
-    model_type="mistral", gguf_name="llama", hf_class="MistralForCausalLM", spec=llama.spec, permuted=True
+    model_type="mistral", gguf_name="llama", hf_class="MistralForCausalLM", spec=llama.split_spec, permuted=True
 )

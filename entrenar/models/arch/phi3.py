@@ -10,7 +10,7 @@ from entrenar.models.spec import ModelConfig, ModelSpec
 def spec(config: ModelConfig) -> ModelSpec:
     return ModelSpec(
         config=config,
-        rope=rope_spec(config),
+        rope=rope_spec(config, partial=True),
         fused_qkv=True,
         fused_gate_up=True,
         window=config.sliding_window or 0,
@@ -22,5 +22,6 @@ ARCH = Architecture(
     gguf_name="phi3",
     hf_class="Phi3ForCausalLM",
     spec=spec,
+    gguf_window=True,
     extra_keys=frozenset({"original_max_position_embeddings", "embd_pdrop", "resid_pdrop"}),
 )

@@ -19,12 +19,16 @@ from entrenar.models.spec import ModelConfig, RopeSpec
 F64 = NDArray[np.float64]
 
 
-def rope_spec(config: ModelConfig) -> RopeSpec:
+def rope_spec(config: ModelConfig, partial: bool = False) -> RopeSpec:
     """Rotated elements a head, and the frequencies (rotary_dim/2,) float64 after scaling.
+
+    partial: whether the architecture can leave a part of each head as it is.
 
     Raises:
         ConfigError: the scaling's kind is not served, or one of its numbers is missing or impossible.
     """
+    if config.partial_rotary_factor != 1 and not partial:
+        raise ConfigError("partial_rotary_factor", f"is not served for {config.model_type}: it rotates whole heads")
     rotary_dim = int(config.head_size * config.partial_rotary_factor)
     if rotary_dim < 2 or rotary_dim % 2:
         raise ConfigError("partial_rotary_factor", f"gives {rotary_dim} rotated elements; that must be even")
@@ -33,7 +37,7 @@ def rope_spec(config: ModelConfig) -> RopeSpec:
     scaling = config.rope_scaling
     if scaling is not None:
         kind = scaling.get("rope_type", scaling.get("type"))
-        if kind not in SCALINGS:
+        if not isinstance(kind, str) or kind not in SCALINGS:
             raise ConfigError("rope_scaling", f"type {kind!r} is not served (served: {', '.join(SCALINGS)})")
         inv_freq = inv_freq / SCALINGS[kind](inv_freq, scaling)
     return RopeSpec(rotary_dim, inv_freq)
@@ -78,21 +82,21 @@ def llama3_divisors(config: ModelConfig) -> NDArray[np.float32] | None:
     scaling = config.rope_scaling
     if scaling is None or scaling.get("rope_type", scaling.get("type")) != "llama3":
         return None
-    plain = rope_spec(config.replace(rope_scaling=None)).inv_freq
+    plain = rope_spec(config.replace(rope_scaling=None), partial=True).inv_freq
     return _llama3(plain, scaling).astype(np.float32)
 
 
-def llama3_scaling(divisors: NDArray[np.float32], config: ModelConfig) -> dict[str, Any] | None:
-    """The Llama 3 scaling whose divisors these are, or None where no published one fits.
+def llama3_scaling(divisors: NDArray[np.float32], config: ModelConfig, original: int = 8192) -> dict[str, Any] | None:
+    """The Llama 3 scaling with this original context whose divisors these are, or None where none fits.
 
-    GGUF keeps only the divisors. The largest is the factor; the other numbers are the same in every published model.
+    The largest divisor is the factor; the two frequency factors are the same in every published model.
     """
     scaling = {
         "rope_type": "llama3",
         "factor": float(divisors.max()),
         "low_freq_factor": 1.0,
         "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 8192,
+        "original_max_position_embeddings": original,
     }
     expected = llama3_divisors(config.replace(rope_scaling=scaling))
     if expected is None or expected.shape != divisors.shape or not np.allclose(expected, divisors, rtol=1e-5):
