@@ -21,6 +21,7 @@ from rich.text import Text
 
 from entrenar.observe.events import Event
 
+WIDE = 80  # columns of a terminal that the figures need side by side
 KEPT = {"train.step": None, "train.eval": "eval", "train.skip": "skip"}  # event -> value of "event" in its line
 
 
@@ -118,7 +119,7 @@ class Lines:
 
 
 class LiveDisplay:
-    """A bar and one row of figures that are redrawn in place; evaluations, checkpoints and warnings scroll above."""
+    """A bar and a few figures that are redrawn in place; evaluations, checkpoints and warnings scroll above."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -151,7 +152,8 @@ class LiveDisplay:
                 self._remaining = TimeLeft()
             case "train.step":
                 self._bar.update(self._task, description="training", completed=fields["step"])
-                self._figures = _figures(fields, self._remaining(fields["step"], self._total))
+                remaining = self._remaining(fields["step"], self._total)
+                self._figures = _figures(fields, remaining, wide=self._console.width >= WIDE)
                 self._live.update(Group(self._bar, self._figures))
                 return
             case "train.eval.batch":
@@ -178,8 +180,9 @@ class TimeLeft:
         return None if self._pace is None else self._pace * max(0, total - step)
 
 
-def _figures(fields: Any, remaining: float | None) -> Table:
-    table = Table(box=None, expand=True, padding=(0, 1))
+def _figures(fields: Any, remaining: float | None, wide: bool) -> Table:
+    """The figures below their names, or beside them where the terminal is narrow."""
+    table = Table(box=None, expand=wide, padding=(0, 1), show_header=wide)
     row = {
         "loss": f"{fields['loss']:.4f}",
         "learning rate": f"{fields['lr']:.3g}",
@@ -188,9 +191,14 @@ def _figures(fields: Any, remaining: float | None) -> Table:
         "peak memory": f"{fields['peak_rss_gb']:.2f} GiB",
         "time left": "…" if remaining is None else duration(remaining),
     }
-    for name in row:
-        table.add_column(name, header_style="dim", justify="right", no_wrap=True)
-    table.add_row(*row.values())
+    if wide:
+        for name in row:
+            table.add_column(name, header_style="dim", justify="right", no_wrap=True)
+        table.add_row(*row.values())
+    else:
+        table.add_column(style="dim")
+        for figure in row.items():
+            table.add_row(*figure)
     return table
 
 

@@ -115,9 +115,10 @@ def test_plain_lines_are_not_a_flood() -> None:
     assert [line.split()[1] for line in stream.getvalue().splitlines()] == ["1/100", "100/100"]
 
 
-def test_the_live_display_shows_all_that_is_asked_for() -> None:
+@pytest.mark.parametrize("width", [40, 79, 120])
+def test_the_live_display_shows_all_that_is_asked_for(width: int) -> None:
     stream = io.StringIO()
-    console = Console(file=stream, force_terminal=True, width=120)
+    console = Console(file=stream, force_terminal=True, width=width)
     with LiveDisplay(console) as sink, subscribed(sink):
         narrate(first=2, last=4)
     text = stream.getvalue()
