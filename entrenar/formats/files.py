@@ -110,6 +110,7 @@ class Writer:
     """An open file that writes everything it is given or raises OSError; `size` counts the bytes."""
 
     def __init__(self, path: PathType) -> None:
+        self.path = os.fspath(path)
         self.size = 0
         self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
 
@@ -133,6 +134,10 @@ def durable_file(path: PathType) -> Iterator[Writer]:
     try:
         yield writer
         writer.sync()
+    except OSError as error:
+        if error.filename is None:  # a full disk doesn't say which file it was
+            error.filename = writer.path
+        raise
     finally:
         writer.close()
 
@@ -150,9 +155,11 @@ def atomic_file(path: PathType) -> Iterator[Writer]:
         with durable_file(temporary) as writer:
             yield writer
         os.rename(temporary, target)
-    except BaseException:
+    except BaseException as error:
         with suppress(OSError):
             os.unlink(temporary)
+        if isinstance(error, OSError) and error.filename == str(temporary):
+            error.filename = str(target)
         raise
     sync_directory(target.parent)
 

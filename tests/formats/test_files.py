@@ -80,6 +80,17 @@ def test_a_write_that_the_system_cuts_is_continued(tmp_path: Path, monkeypatch: 
     assert (tmp_path / "x").read_bytes() == data
 
 
+@pytest.mark.parametrize("call", ["write", "fsync"])
+def test_a_full_disk_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+    def full(*args: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")  # as the system says it: without a path
+
+    monkeypatch.setattr(files.os, call, full)
+    with pytest.raises(OSError, match="No space") as caught, files.atomic_file(tmp_path / "x") as file:
+        file.write(b"new")
+    assert caught.value.filename == str(tmp_path / "x")
+
+
 @pytest.mark.parametrize("error", [None, errno.EIO, errno.ENOSPC])
 def test_an_atomic_file_is_the_old_or_the_new_one_after_any_crash(tmp_path: Path, error: int | None) -> None:
     for stop_at in range(1, 8):
