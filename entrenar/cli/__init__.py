@@ -35,6 +35,7 @@ COMMANDS = MappingProxyType(
 
 LEVELS = ("debug", "info", "warning", "error")  # values of ENTRENAR_LOG
 OK, FAILURE, USAGE = 0, 1, 2
+STREAMS = (("stdin", "r", "surrogateescape"), ("stdout", "w", "replace"), ("stderr", "w", "replace"))
 INTERRUPTED, BROKEN_PIPE = 130, 141  # as a shell reports the signals
 
 
@@ -43,9 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = list(sys.argv[1:] if argv is None else argv)
     name = args[0] if args and args[0] in COMMANDS else ""
     prog = f"entrenar {name}".rstrip()
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal that lacks a character is no reason to stop
+    _prepare_streams()
     try:
         code = _dispatch(name, args)
         sys.stdout.flush()
@@ -70,8 +69,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(prog, what, FAILURE)
 
 
+def _prepare_streams() -> None:
+    """A closed stream becomes the null device; a character that can't be shown or read is no reason to stop."""
+    for name, mode, errors in STREAMS:
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 (until the end)
+        elif isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors=errors)
+
+
 def _dispatch(name: str, args: list[str]) -> int:
-    level = os.environ.get("ENTRENAR_LOG", "warning")
+    level = os.environ.get("ENTRENAR_LOG") or "warning"
     if level not in LEVELS:
         raise UsageError(f"ENTRENAR_LOG is {level!r}; it may be {', '.join(LEVELS)}")
     if name:

@@ -22,7 +22,7 @@ class Command(SamplingSettings, ModelSettings):
     Prints the new text as it comes, exactly; a newline follows only in a terminal.
     """
 
-    prompt: str = required("the text to continue; - reads it from standard input")
+    prompt: str = required("the text to continue; - reads it from standard input", empty=True)
     json: bool = option(False, "print one JSON object instead: text, ids, finish_reason, timing")
 
     def run(self) -> int:

@@ -30,14 +30,14 @@ def option(default: Any, help: str) -> Any:
     return field(default=default, metadata={"help": help})
 
 
-def required(help: str) -> Any:
-    """A setting that must be given."""
-    return field(metadata={"help": help})
+def required(help: str, empty: bool = False) -> Any:
+    """A setting that must be given; `empty`: the empty text is a value as well."""
+    return field(metadata={"help": help, "empty": empty})
 
 
-def positional(help: str) -> Any:
+def positional(help: str, empty: bool = False) -> Any:
     """A setting that must be given and needs no flag."""
-    return field(metadata={"help": help, "positional": True})
+    return field(metadata={"help": help, "empty": empty, "positional": True})
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,7 @@ class Setting:
     unset: bool = False  # a switch that may also be left open (None)
     positional: bool = False
     required: bool = False
+    empty: bool = False  # a required setting that may be the empty text
 
     @property
     def flag(self) -> str:
@@ -77,6 +78,7 @@ def settings_of(command: type) -> dict[str, Setting]:
             unset=kinds[f.name] == bool | None,
             positional=f.metadata.get("positional", False),
             required=f.default is MISSING and f.default_factory is MISSING,
+            empty=f.metadata.get("empty", False),
         )
         for f in fields(command)
     }
@@ -103,6 +105,8 @@ def parse(command: type[T], args: Sequence[str], prog: str) -> T | None:
     for setting in known.values():
         if setting.required and setting.name not in words:
             raise UsageError(f"{setting.spelling} is needed: {setting.help}")
+        if setting.required and not setting.empty and "" in words[setting.name]:
+            raise UsageError(f"{setting.spelling} is empty: {setting.help}")
     return _typed(command, known, words, prog)
 
 

@@ -19,7 +19,7 @@ class Command:
     """Show how a model's tokenizer splits a text: one line a token, its id and its piece."""
 
     model: str = required("a GGUF file, or a directory with a tokenizer.json")
-    text: str = positional("the text; - reads it from standard input")
+    text: str = positional("the text; - reads it from standard input", empty=True)
     special: bool = option(True, "frame the text with begin and end tokens, as the model wants them")
     json: bool = option(False, "print one JSON object: ids and pieces")
 

@@ -186,6 +186,8 @@ def build(
 
 def batches(dataset: Dataset, batch_size: int) -> Iterator[Batch]:
     """Every row once, in order: for evaluation."""
+    if batch_size < 1:
+        raise ConfigError("batch_size", f"is {batch_size}; one sequence at a time is the least")
     for first in range(0, len(dataset), batch_size):
         yield dataset.batch(range(first, min(first + batch_size, len(dataset))))
 

@@ -100,7 +100,7 @@ def hold_out(source: Source, fraction: float) -> tuple[Source, Source]:
         cut = len(source.records) - round(len(source.records) * fraction)
         head, tail = source.records[:cut], source.records[cut:]
     if not head or not tail:
-        raise DataError(f"{source.files[0]}: too little to hold out {fraction:.0%} of {len(source.records)} records")
+        raise DataError(f"{source.files[0]}: too little to hold out {fraction:.0%} of it; 0 holds out nothing")
     return replace(source, records=head), replace(source, records=tail)
 
 
@@ -163,13 +163,15 @@ def _utf8(where: str, data: bytes) -> str:
         return data.decode()
     except UnicodeDecodeError as e:
         line = data.count(b"\n", 0, e.start) + 1
-        raise DataError(f"{where}: byte {e.start} (line {line}) is not UTF-8") from None
+        place = f"byte {e.start} (line {line})" if line > 1 else f"byte {e.start}"
+        raise DataError(f"{where}: {place} is not UTF-8") from None
 
 
 def _json(where: str, data: bytes) -> object:
+    text = _utf8(where, data)
     try:
-        return json.loads(_utf8(where, data))
+        return json.loads(text)
     except json.JSONDecodeError as e:
-        raise DataError(f"{where}: no JSON: {e.msg} at column {e.colno}") from None
+        raise DataError(f"{where}: no JSON: {e.msg.removesuffix(' at')} at column {e.colno}") from None
     except (ValueError, RecursionError) as e:  # a number of thousands of digits, nesting without end
         raise DataError(f"{where}: no JSON that can be read: {e}") from None

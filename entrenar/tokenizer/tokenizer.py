@@ -149,7 +149,8 @@ class Tokenizer:
         try:
             text.encode()
         except UnicodeEncodeError as e:
-            raise TokenizerError(f"text: character {e.start} is half of a surrogate pair") from None
+            what = "half of a surrogate pair, or a byte that is not UTF-8"
+            raise TokenizerError(f"text: character {e.start} is {what}") from None
         return engine.encode(text, add_special_tokens=False)
 
     # ---- ids to text

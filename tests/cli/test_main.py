@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -139,6 +140,21 @@ def test_a_terminal_without_unicode_is_no_error(tmp_path: Path) -> None:
     done = program("inspect", str(tmp_path / "漢.gguf"), PYTHONIOENCODING="ascii")
     assert done.returncode == 1
     assert done.stderr.endswith("/?.gguf: can't be read: No such file or directory\n")
+
+
+@pytest.mark.tier2
+@pytest.mark.parametrize(("closed", "code"), [("<&-", 0), (">&-", 0), ("2>&-", 0), ("<&- >&- 2>&-", 0)])
+def test_closed_standard_streams_are_as_the_null_device(closed: str, code: int) -> None:
+    done = subprocess.run(f"{shlex.join(PROGRAM)} doctor {closed}", shell=True, capture_output=True, timeout=60)
+    assert (done.returncode, done.stderr) == (code, b"")
+
+
+@pytest.mark.tier1
+def test_an_empty_variable_is_an_unset_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ENTRENAR_LOG", "")
+    assert run(capsys, "--version")[0] == 0
 
 
 @pytest.mark.tier2

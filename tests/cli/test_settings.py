@@ -114,6 +114,8 @@ def test_file_is_below_flags_and_above_defaults(tmp_path: Path) -> None:
         ([*NEEDED, "--zzzz"], "unknown flag --zzzz; see --help"),
         ([*NEEDED, "--no-mode"], "unknown flag --no-mode; did you mean --mode?"),
         ([*NEEDED, "--rate"], "--rate needs a value"),
+        (["--model", "", "--data", "d"], "--model is empty: the model"),
+        (["--model", "m", "--data", "d", ""], "--data is empty: files"),
         ([*NEEDED, "--rate", "x"], "--rate: 'x' is not a number"),
         ([*NEEDED, "--seed", "1.5"], "--seed: '1.5' is not a whole number"),
         ([*NEEDED, "--json=maybe"], "--json: 'maybe' is not true or false"),
