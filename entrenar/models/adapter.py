@@ -47,6 +47,9 @@ _PLAIN: dict[str, tuple[Any, ...]] = {
 
 def save_adapter(model: CausalLM, factors: dict[str, LowRank], path: str | PathLike[str]) -> None:
     """Writes the two files; `factors` by the path of their linear layer."""
+    directory = Path(path)
+    if directory.suffix == ".gguf":
+        raise ConfigError("path", f"{path}: adapters are written as a directory in PEFT's format, not as GGUF")
     assert model.adapter is not None
     config = model.adapter
     raw = {
@@ -71,7 +74,6 @@ def save_adapter(model: CausalLM, factors: dict[str, LowRank], path: str | PathL
     for name, factor in factors.items():
         tensors[f"{_PREFIX}{name}.lora_A.weight"] = factor.a.data
         tensors[f"{_PREFIX}{name}.lora_B.weight"] = factor.b.data
-    directory = Path(path)
     directory.mkdir(parents=True, exist_ok=True)
     safetensors.write(directory / WEIGHTS, tensors)
     files.write_json(directory / CONFIG, raw)
@@ -89,6 +91,8 @@ def _targets(config: LoraConfig, factors: dict[str, LowRank]) -> str | list[str]
 def load_adapter(model: CausalLM, path: str | PathLike[str], trainable: bool) -> tuple[LoraConfig, dict[str, LowRank]]:
     """Reads the two files against the model's layers; nothing is attached yet."""
     directory = Path(path)
+    if directory.exists() and not directory.is_dir():
+        raise FormatError(path, "", "is no directory; an adapter is one in PEFT's format")
     config = read_config(directory / CONFIG)
     linears = dict(model.linears())
     stored = safetensors.read(directory / WEIGHTS)

@@ -50,7 +50,7 @@ def load(path: str | PathLike[str], quant: str | None = None, dtype: DTypeName =
     elif path.is_file():
         model = _load_gguf(path, wanted)
     else:
-        raise FormatError(path, "", "no such file or directory")
+        raise FormatError(path, "", "is not a regular file" if path.exists() else "no such file or directory")
     model.source = str(path)
     return model.eval()
 
@@ -72,6 +72,9 @@ def _load_gguf(path: Path, wanted: np.dtype[Any] | None) -> CausalLM:
 
 
 def _load_directory(path: Path, wanted: np.dtype[Any] | None) -> CausalLM:
+    if not (path / "config.json").exists():
+        hint = "".join(f"; did you mean {file}?" for file in sorted(path.glob("*.gguf"))[:1])
+        raise FormatError(path, "", f"is no Hugging Face directory: it has no config.json{hint}")
     config = config_from_hf(files.read_json(path / "config.json"), path / "config.json")
     store = safetensors.read(path)
     shapes = {name: info.shape for name, info in store.tensors.items()}

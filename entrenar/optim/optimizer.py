@@ -37,6 +37,9 @@ class Optimizer(ABC):
         self.params: dict[str, Tensor] = {}
         for i, item in enumerate(params):
             name, tensor = item if isinstance(item, tuple) else (str(i), item)
+            if not isinstance(tensor, Tensor):
+                kind = type(tensor).__name__
+                raise DTypeError(f"{type(self).__name__}: parameter {name} is of type {kind}, not a Tensor")
             if tensor.data.dtype != np.float32:
                 raise DTypeError(f"{type(self).__name__}: parameter {name} is {tensor.data.dtype}, not float32")
             if not (tensor.data.flags.c_contiguous and tensor.data.flags.writeable):

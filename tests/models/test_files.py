@@ -202,6 +202,21 @@ def test_a_copy_of_the_head_beside_its_adapter_is_read_past(tmp_path):
         tiny.model().load_adapter(tmp_path)
 
 
+def test_an_adapter_is_a_directory(tmp_path):
+    with pytest.raises(ConfigError, match=r"a\.gguf.* directory in PEFT's format"):
+        tiny.model(lora=LORA).save_adapter(tmp_path / "a.gguf")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "a.gguf").write_bytes(b"GGUF")
+    with pytest.raises(FormatError, match=r"a\.gguf: is no directory"):
+        tiny.model().load_adapter(tmp_path / "a.gguf")
+
+
+def test_a_directory_without_a_config_says_which_file_in_it_may_be_meant(tmp_path):
+    (tmp_path / "a.gguf").write_bytes(b"GGUF")
+    with pytest.raises(FormatError, match=r"no config\.json; did you mean .*a\.gguf\?"):
+        entrenar.load(tmp_path)
+
+
 def test_an_adapter_must_be_off_before_another_or_a_save(tmp_path):
     model = tiny.model(lora=LORA)
     with pytest.raises(AdapterError):

@@ -97,6 +97,11 @@ def test_state_puts_the_run_back_bit_for_bit(name: str) -> None:
     assert resumed == whole
 
 
+def test_parameters_are_tensors() -> None:
+    with pytest.raises(DTypeError, match="parameter 0 is of type ndarray, not a Tensor"):
+        SGD([np.zeros(3, np.float32)], lr=0.1)
+
+
 def test_a_parameter_without_gradient_keeps_its_own_clock() -> None:
     late, always = Tensor(np.ones(3), requires_grad=True), Tensor(np.ones(3), requires_grad=True)
     optimizer = AdamW([("late", late), ("always", always)], lr=0.1, weight_decay=0.0)
