@@ -14,6 +14,8 @@ from entrenar.generate.sample import Sampler, SamplingConfig
 from entrenar.nn.cache import KVCache
 from entrenar.tokenizer import Tokenizer
 
+ROOM = 1024  # new tokens that the cache has room for before it grows
+
 
 class LanguageModel(Protocol):
     """What the loop needs of a model."""
@@ -126,7 +128,7 @@ def _tokens(
     model: LanguageModel, prompt_ids: list[int], budget: int, sampler: Sampler, stop: tuple[str, ...]
 ) -> Iterator[str | Generation]:
     ends = _end_ids(model)
-    cache = model.new_cache(len(prompt_ids) + budget)
+    cache = model.new_cache(len(prompt_ids) + min(budget, ROOM))
     decoder = None if model.tokenizer is None else model.tokenizer.stream(prefix=prompt_ids)
     holder = StopStrings(stop)
     new: list[int] = []

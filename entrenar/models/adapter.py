@@ -129,9 +129,10 @@ def load_adapter(model: CausalLM, path: str | PathLike[str], trainable: bool) ->
 def _is_own_weight(key: str, stored: Mapping[str, NDArray[Any]], linears: Mapping[str, Linear]) -> bool:
     """Whether it is a copy of the model's own weight, which PEFT adds where the head has an adapter."""
     name = key.removeprefix(_PREFIX).removesuffix(".base_layer.weight")
-    return key == f"{_PREFIX}{name}.base_layer.weight" and name in linears and (
-        np.array_equal(stored[key].astype(np.float32), linears[name].weight.data.astype(np.float32))
-    )
+    if name not in linears or key != f"{_PREFIX}{name}.base_layer.weight":
+        return False
+    own = linears[name].weight.data
+    return np.array_equal(stored[key].astype(np.float32), own.astype(np.float32))
 
 
 def read_config(path: Path) -> LoraConfig:

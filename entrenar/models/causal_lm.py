@@ -292,7 +292,7 @@ class CausalLM(Module):
         return logits
 
     def new_cache(self, capacity: int) -> KVCache:
-        """An empty cache for one sequence of up to `capacity` tokens."""
+        """An empty cache for one sequence, with room for `capacity` tokens before it has to grow."""
         c = self.config
         return KVCache(c.num_hidden_layers, 1, capacity, c.kv_heads, c.head_size)
 

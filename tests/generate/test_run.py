@@ -42,6 +42,7 @@ def test_an_end_token_ends():
     out = model.generate([1, 2, 3], max_new_tokens=6)
     assert out.ids == ids[: ids.index(ids[2]) + 1]
     assert out.finish_reason == "stop"
+    assert model.generate([1, 2, 3], max_new_tokens=10**15).ids == out.ids  # room is made as it is needed
 
 
 def test_sampling_depends_on_the_seed_alone():

@@ -78,8 +78,8 @@ def test_the_cache_gives_the_logits_of_the_whole_sequence(name):
     ids = ids_for(model, (1, 23))
     with no_grad():
         whole = model(ids).numpy()[0]
-    for chunks in ([23], [1] * 23, [5, 1, 9, 8]):
-        cache, at = model.new_cache(23), 0
+    for chunks, room in (([23], 23), ([1] * 23, 23), ([5, 1, 9, 8], 23), ([5, 1, 9, 8], 1), ([1] * 23, 4)):
+        cache, at = model.new_cache(room), 0  # a small one has to grow
         for size in chunks:
             logits = model.next_logits(ids[:, at : at + size], cache)
             at += size
