@@ -59,7 +59,7 @@ def _save_gguf(model: CausalLM, path: Path, dtype: np.dtype[Any] | None) -> None
     metadata["general.name"] = path.stem
     metadata["general.file_type"] = _FILE_TYPES[_main_dtype(model, dtype)]
     if model.tokenizer is not None:
-        metadata |= model.tokenizer.gguf_metadata()
+        metadata |= model.tokenizer.gguf_metadata(model.config.vocab_size)
 
     def tensors() -> Iterator[tuple[str, NDArray[Any] | LazyArray]]:
         for name, array in _arrays(model, dtype):

@@ -15,20 +15,38 @@ from entrenar.tokenizer.pieces import BYTE_PIECES, steps
 from entrenar.tokenizer.tokenizer import Tokenizer
 
 
-def metadata(tokenizer: Tokenizer) -> dict[str, object]:
-    """The ``tokenizer.*`` keys for `tokenizer`; what came from a GGUF file comes back as it was."""
+def metadata(tokenizer: Tokenizer, size: int | None = None) -> dict[str, object]:
+    """The ``tokenizer.*`` keys for `tokenizer`; what came from a GGUF file comes back as it was.
+
+    size: rows of the embedding, which llama.cpp wants a token for, each; unused ones follow the vocabulary.
+    """
+    size = tokenizer.vocab_size if size is None else size
+    if size < tokenizer.vocab_size:
+        raise TokenizerError(f"the tokenizer has {tokenizer.vocab_size} ids, the model's embedding {size} rows")
     description = json.loads(tokenizer.engine.to_str())
     model = description["model"]
-    found = [tokenizer.engine.id_to_token(i) for i in range(tokenizer.vocab_size)]
+    found = [tokenizer.engine.id_to_token(i) for i in range(size)]
     holes = [i for i, token in enumerate(found) if token is None]
     tokens = [f"[PAD{i}]" if token is None else token for i, token in enumerate(found)]
     pairs = [tuple(m.split(" ", 1)) if isinstance(m, str) else tuple(m) for m in model.get("merges", ())]
-    out: dict[str, object] = dict(tokenizer.gguf) or _described(tokenizer, description, tokens, pairs, holes)
+    out: dict[str, object] = (
+        _padded(tokenizer.gguf, size) if tokenizer.gguf else _described(tokenizer, description, tokens, pairs, holes)
+    )
     out[GGML + "tokens"] = tokens
     if out[GGML + "model"] == "gpt2":
         out[GGML + "merges"] = [f"{a} {b}" for a, b in pairs]
     if tokenizer.chat_template is not None:
         out[TEMPLATE] = tokenizer.chat_template
+    return out
+
+
+def _padded(kept: Mapping[str, object], size: int) -> dict[str, object]:
+    """The keys that came from a file, those that hold one item a token made `size` long."""
+    out = dict(kept)
+    for name, fill in (("token_type", lambda types: UNUSED), ("scores", np.min)):
+        if GGML + name in out:
+            items = np.asarray(out[GGML + name])
+            out[GGML + name] = np.append(items, np.full(size - len(items), fill(items), items.dtype))
     return out
 
 

@@ -206,14 +206,14 @@ class Tokenizer:
 
         save(self, directory)
 
-    def gguf_metadata(self) -> dict[str, object]:
-        """The ``tokenizer.*`` keys of a GGUF file.
+    def gguf_metadata(self, size: int | None = None) -> dict[str, object]:
+        """The ``tokenizer.*`` keys of a GGUF file whose embedding has `size` rows (default: one an id).
 
-        Raises TokenizerError where GGUF has no way to say what this tokenizer does.
+        Raises TokenizerError where GGUF has no way to say what this tokenizer does, or it has more ids than that.
         """
         from entrenar.tokenizer.export import metadata
 
-        return metadata(self)
+        return metadata(self, size)
 
 
 class Stream:

@@ -222,3 +222,22 @@ def test_scores_from_merges_join_alike(text: str) -> None:
 
 
 EXPORTED: Tokenizer | None = None
+
+
+@pytest.mark.parametrize("kind", ["trained", "characters", "read"])
+def test_an_embedding_of_more_rows_has_a_token_for_each(kind: str) -> None:
+    """llama.cpp counts its rows by the tokens; Qwen2.5's matrices have 271 more than its tokenizer."""
+    start = {"trained": lambda: train_bpe(["so so"], 262), "characters": lambda: from_characters("so far")}
+    first = start.get(kind, start["characters"])()
+    if kind == "read":
+        first = from_gguf({"general.architecture": "llama", **first.gguf_metadata()})
+    assert first is not None
+    size = first.vocab_size + 9
+    metadata = first.gguf_metadata(size)
+    assert {len(metadata[f"tokenizer.ggml.{name}"]) for name in ("tokens", "token_type")} == {size}
+    wide = from_gguf({"general.architecture": "llama", **metadata})
+    assert wide is not None
+    assert wide.vocab_size == size
+    assert wide.encode("so far") == first.encode("so far")
+    with pytest.raises(TokenizerError, match="rows"):
+        first.gguf_metadata(first.vocab_size - 1)
