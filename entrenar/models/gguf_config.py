@@ -67,12 +67,12 @@ def config_from_gguf(
     for field, key in (("bos_token_id", "bos"), ("eos_token_id", "eos"), ("pad_token_id", "padding")):
         token = metadata.get(f"tokenizer.ggml.{key}_token_id", _NO_ID)
         values[field] = None if token == _NO_ID else token
-    scaling = metadata.get(f"{name}.rope.scaling.type", "none")
-    if scaling == "linear":
-        factor = metadata.get(f"{name}.rope.scaling.factor", 1.0)
+    scaling = metadata.get(f"{name}.rope.scaling.type", "linear")
+    if scaling not in ("linear", "none"):
+        raise UnsupportedError(path, f"{name}.rope.scaling.type", f"{scaling!r:.80} is not served")
+    factor = metadata.get(f"{name}.rope.scaling.factor", metadata.get(f"{name}.rope.scale_linear", 0))
+    if scaling == "linear" and factor != 0:  # as in llama.cpp, by either key, and with or without the type
         values["rope_scaling"] = {"rope_type": "linear", "factor": factor}
-    elif scaling != "none":
-        raise UnsupportedError(path, f"{name}.rope.scaling.type", f"{scaling!r} is not served")
     try:
         config = ModelConfig(**values)
     except ConfigError as error:

@@ -62,8 +62,8 @@ def _load_gguf(path: Path, wanted: np.dtype[Any] | None) -> CausalLM:
     if _ROPE_FREQS in file.tensors:
         divisors = file.array(_ROPE_FREQS).astype(np.float32)
         scaling = llama3_scaling(divisors, config, original_context(file.metadata, path))
-        if scaling is None:
-            raise UnsupportedError(path, _ROPE_FREQS, "these rotary divisors are not Llama 3's published ones")
+        if scaling is None or config.rope_scaling is not None:
+            raise UnsupportedError(path, _ROPE_FREQS, "these rotary divisors are not Llama 3's, or not alone")
         config = config.replace(rope_scaling=scaling)
     names = {w.hf: (w.gguf, w.transform) for w in architecture(config.model_type).weight_names(config)}
     stored = {name: DTYPES.get(info.qtype.name, DTYPES["f16"]) for name, info in file.tensors.items()}

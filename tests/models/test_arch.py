@@ -197,3 +197,19 @@ def test_an_embedding_of_the_wrong_rank_is_an_error():
     for shapes in ({}, {"token_embd.weight": (37,)}):
         with pytest.raises(FormatError, match="token_embd"):
             config_from_gguf(metadata, shapes, "m.gguf")
+
+
+@pytest.mark.parametrize(
+    ("keys", "factor"),
+    [
+        ({"rope.scaling.type": "linear", "rope.scaling.factor": 4.0}, 4.0),
+        ({"rope.scaling.factor": 4.0}, 4.0),  # llama.cpp takes "linear" for granted
+        ({"rope.scale_linear": 4.0}, 4.0),  # the older name
+        ({"rope.scaling.type": "none", "rope.scaling.factor": 4.0}, None),
+        ({"rope.scaling.type": "linear"}, None),
+        ({"rope.scaling.factor": 0.0}, None),
+    ],
+)
+def test_linear_scaling_is_read_as_llama_cpp_reads_it(keys, factor):
+    scaling = config_from_gguf(*header(**{f"llama.{k}": v for k, v in keys.items()}), "m.gguf").rope_scaling
+    assert (scaling and scaling["factor"]) == factor
