@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from entrenar.cli.model import ModelSettings, SamplingSettings, tokenizer_of
 from entrenar.cli.output import note
 from entrenar.cli.settings import option
+from entrenar.errors import UsageError
 from entrenar.generate import GenerationStream
 from entrenar.models.causal_lm import CausalLM
 from entrenar.tokenizer import Tokenizer
@@ -81,7 +82,11 @@ class Conversation:
         """Print the answer as it comes; Ctrl-C ends it there, and what was said so far stays."""
         asked = [*self.messages, {"role": "user", "content": text}]
         ids = self.tokenizer.encode_chat(asked, add_generation_prompt=True)
-        pieces = self.model.generate(ids, stream=True, **self.settings.sampling())
+        try:
+            pieces = self.model.generate(ids, stream=True, **self.settings.sampling())
+        except UsageError as error:  # the conversation has outgrown the model's context
+            note(f"{error}, or begin anew with /reset")
+            return
         assert isinstance(pieces, GenerationStream)
         said = []
         try:

@@ -77,8 +77,12 @@ def generate(
 ) -> GenerationStream:
     """Continues `prompt` by at most `max_new_tokens` tokens; arguments are checked before the first token.
 
+    A text that outgrows the model's context goes on from the last half of it: beyond the positions that it has
+    learned, a model writes noise.
+
     Raises:
-        UsageError: text without a tokenizer, an empty prompt where the model has no begin token, an empty stop string.
+        UsageError: text without a tokenizer, an empty prompt where the model has no begin token, a prompt beyond the
+            context, an empty stop string.
         ConfigError: `max_new_tokens` is below 1.
     """
     if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
@@ -102,6 +106,9 @@ def _prompt_ids(model: LanguageModel, prompt: str | Sequence[int] | NDArray[np.i
         ids = [int(i) for i in prompt]
     if not ids:
         raise UsageError("the prompt is empty and the model has no begin-of-text token; give it some text")
+    context = model.config.max_position_embeddings
+    if len(ids) > context:
+        raise UsageError(f"the prompt has {len(ids):,} tokens and the model's context holds {context:,}; shorten it")
     return ids
 
 
@@ -127,7 +134,7 @@ def _run(
 def _tokens(
     model: LanguageModel, prompt_ids: list[int], budget: int, sampler: Sampler, stop: tuple[str, ...]
 ) -> Iterator[str | Generation]:
-    ends = _end_ids(model)
+    ends, context = _end_ids(model), model.config.max_position_embeddings
     cache = model.new_cache(len(prompt_ids) + min(budget, ROOM))
     decoder = None if model.tokenizer is None else model.tokenizer.stream(prefix=prompt_ids)
     holder = StopStrings(stop)
@@ -149,7 +156,11 @@ def _tokens(
             if holder.found:
                 reason = "stop"
                 break
-        step = np.array([[token]], np.int64)
+        read = [token]
+        if cache.length >= context:
+            read = (prompt_ids + new)[-max(1, context // 2) :]
+            cache = model.new_cache(len(read) + min(budget, ROOM))
+        step = np.array([read], np.int64)
     if decoder is not None and not holder.found:
         tail = holder.push(decoder.finish()) + holder.finish()
         if tail:

@@ -49,7 +49,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
             num_hidden_layers=2,
             num_attention_heads=4,
             num_key_value_heads=2,
-            max_position_embeddings=64,
+            max_position_embeddings=256,
             initializer_range=0.3,
             bos_token_id=1,
             eos_token_id=2,
@@ -144,6 +144,9 @@ def test_chat_holds_a_conversation(
     assert anew == once * 2
     assert "there is no /nonsense" in err
     assert "/reset  forget the conversation" in err
+    more, err = talk("the cat", "the cat " * 40, "/reset", "the cat")
+    assert more == once * 2
+    assert "the model's context holds 256; shorten it, or begin anew with /reset" in err
 
 
 @pytest.mark.tier2

@@ -5,6 +5,7 @@ import tiny_models as tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
+from entrenar import no_grad
 from entrenar.errors import ConfigError, UsageError
 from entrenar.generate.run import StopStrings
 
@@ -43,6 +44,24 @@ def test_an_end_token_ends():
     assert out.ids == ids[: ids.index(ids[2]) + 1]
     assert out.finish_reason == "stop"
     assert model.generate([1, 2, 3], max_new_tokens=10**15).ids == out.ids  # room is made as it is needed
+
+
+def test_a_full_context_goes_on_from_its_last_half():
+    model = tiny.model()
+    context, read, expected = model.config.max_position_embeddings, [1, 2, 3], []
+    for _ in range(2 * context):
+        read = read if len(read) <= context else read[-(context // 2) :]
+        with no_grad():
+            expected.append(int(model([read]).numpy()[0, -1].argmax()))
+        read = [*read, expected[-1]]
+    assert model.generate([1, 2, 3], 2 * context).ids == expected
+
+
+def test_a_prompt_beyond_the_context_is_refused():
+    model = tiny.model()
+    assert len(model.generate([1] * 64, 2).ids) == 2
+    with pytest.raises(UsageError, match="the prompt has 65 tokens and the model's context holds 64"):
+        model.generate([1] * 65, 2)
 
 
 def test_sampling_depends_on_the_seed_alone():
