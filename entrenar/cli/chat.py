@@ -30,7 +30,7 @@ class Command(SamplingSettings, ModelSettings):
         model = self.load()
         tokenizer = tokenizer_of(model, self.model)
         if tokenizer.chat_template is None:
-            note("entrenar chat: the model has no chat template, so it may not know what a conversation is")
+            note("entrenar chat: the model has no chat template; it is asked by the plain one that training uses then")
         talk = Conversation(model, tokenizer, self)
         note(", ".join(f"{word}: {what}" for word, what in COMMANDS.items()))
         while (line := ask()) is not None:

@@ -202,6 +202,19 @@ def test_a_copy_of_the_head_beside_its_adapter_is_read_past(tmp_path):
         tiny.model().load_adapter(tmp_path)
 
 
+@pytest.mark.parametrize(("rslora", "factor"), [(False, 2.0), (True, 4.0)])
+def test_an_adapter_counts_alpha_over_the_rank_or_over_its_root(rslora, factor):
+    """Rank 4, alpha 8: 8/4 and 8/√4, against the merged weights in float64."""
+    lora = LoraConfig(r=4, lora_alpha=8, use_rslora=rslora, target_modules=["o_proj"])
+    model = tiny.model(lora=lora)
+    layer = model.model.layers[0].self_attn.o_proj
+    before = layer.weight.data.astype(np.float64)
+    factors = model.merge_adapter()["model.layers.0.self_attn.o_proj"]
+    change = factor * factors.b.data.astype(np.float64) @ factors.a.data.astype(np.float64)
+    assert np.abs(change).max() > 1e-3
+    assert np.allclose(layer.weight.data - before, change, rtol=0, atol=1e-6)
+
+
 def test_an_adapter_is_a_directory(tmp_path):
     with pytest.raises(ConfigError, match=r"a\.gguf.* directory in PEFT's format"):
         tiny.model(lora=LORA).save_adapter(tmp_path / "a.gguf")

@@ -4,7 +4,7 @@ import pytest
 import tiny
 
 import entrenar as en
-from entrenar.train.setup import resolved
+from entrenar.train.setup import make_schedule, resolved
 
 pytestmark = pytest.mark.tier1
 
@@ -26,3 +26,9 @@ def test_the_rate_used_is_in_the_record(tmp_path):
     trainer = en.Trainer(tiny.model(), tiny.data(), tiny.config(tmp_path, learning_rate=None))
     assert trainer.config.learning_rate == pytest.approx(5e-4 * 125**0.781)
     assert trainer.identity["config"]["learning_rate"] == trainer.config.learning_rate
+
+
+def test_a_share_of_warm_up_steps_is_rounded_up_and_a_number_of_them_comes_first():
+    for settings, steps in (({"warmup_ratio": 0.25}, 3), ({"warmup_ratio": 0.25, "warmup_steps": 5}, 5)):
+        rate = make_schedule(en.TrainConfig(learning_rate=1.0, lr_scheduler="constant", **settings), 10)
+        assert [rate(step) for step in range(steps + 1)] == pytest.approx([s / steps for s in range(steps + 1)])
