@@ -63,7 +63,8 @@ class Draw(dict[str, int]):
 
     def shape(self, letters: str) -> tuple[int, ...]:
         if self.rarely():
-            return tuple(self.int(0, 5) for _ in range(self.int(0, 9)))
+            ndim = self.int(0, 9)
+            return tuple(self.int(0, 5 if ndim < 5 else 2) for _ in range(ndim))
         return tuple(self[letter] for letter in letters)
 
     def __call__(self, letters: str, types: Any = (np.float32,)) -> np.ndarray:
@@ -157,6 +158,7 @@ def one_input(raw: bytes) -> None:
     d = Draw(raw)
     _native._set_isa(d.pick(available_isas()))
     set_num_threads(d.int(1, 3))
+    _native._fail_allocation(d.int(1, 6) if d.rarely() else 0)
     try:
         out = d.pick(CALLS)(d)
         if isinstance(out, Tensor) and out.requires_grad:
