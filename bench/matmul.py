@@ -47,8 +47,7 @@ def measure(sizes: list[str], rounds: int) -> list[dict[str, object]]:
         times: dict[str, list[float]] = {name: [] for name in runs}
         for _ in range(rounds):
             for name, run in runs.items():
-                if name == "entrenar":
-                    time.sleep(0.3)  # OpenBLAS's idle threads spin on for up to 200 ms
+                time.sleep(0.3)  # the other library's idle threads spin on for up to 200 ms
                 run()
                 start = time.perf_counter()
                 for _ in range(inner):
