@@ -13,7 +13,7 @@ from entrenar.errors import ConfigError
 from entrenar.nn.lora import LoraConfig
 from entrenar.nn.pattern import MAX_LENGTH, MAX_WAYS, ways
 
-pytestmark = pytest.mark.tier1
+pytestmark = pytest.mark.tier2
 PATHS = [f"model.layers.{i}.{name}" for i in range(40) for name in ("self_attn.q_proj", "mlp.down_proj")]
 
 
