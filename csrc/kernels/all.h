@@ -3,6 +3,7 @@
 #include "../entrenar.h"
 
 #include "vmath.h"
+#include "types.h"
 
 #include "gemm.h"
 #include "attention.h"

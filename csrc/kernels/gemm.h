@@ -27,15 +27,6 @@ static inline int64_t cut(int64_t n, int64_t pieces, int64_t i) {
     return n / pieces * i + min64(i, n % pieces);
 }
 
-/* n elements at p + offset, widened to f32. */
-WORD vf load_as(enum en_dtype type, const void *p, int64_t offset, int64_t n) {
-    switch (type) {
-    case EN_BF16: return v_load_bf16_n((const uint16_t *)p + offset, n);
-    case EN_F16: return v_load_f16_n((const uint16_t *)p + offset, n);
-    default: return n >= VL ? v_load((const float *)p + offset) : v_load_n((const float *)p + offset, n);
-    }
-}
-
 /* PACK: dst[j * width + i] = src[i * si + j * sj] for i < rows, 0 for rows <= i < width; j < depth.
  * width is at most VL or a multiple of it. Writes up to VL floats beyond the end of dst. */
 WORD void pack_as(enum en_dtype type, float *dst, int64_t width, const void *src, int64_t si, int64_t sj, int64_t rows,
