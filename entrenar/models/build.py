@@ -2,59 +2,64 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from entrenar.models.decoder import Decoder, DecoderLayer
 from entrenar.models.spec import ModelSpec
-from entrenar.nn.attention import Attention, FusedAttention, Sizes, SplitAttention
+from entrenar.models.storage import Empty, Rows
+from entrenar.nn.attention import Attention, Sizes
 from entrenar.nn.layers import Embedding, Linear, RMSNorm
-from entrenar.nn.mlp import FusedGatedMlp, GatedMlp
+from entrenar.nn.mlp import GatedMlp
 from entrenar.tensor import Tensor
 
-Take = Callable[[str, tuple[int, ...]], Tensor]
+Take = Callable[[str, tuple[int, ...], Empty], Tensor]
 
 
 def build(spec: ModelSpec, take: Take) -> tuple[Decoder, Linear]:
-    """The decoder and its head. `take(name, shape)` gives each weight, under its Hugging Face name, in file order.
+    """The decoder and its head.
 
-    A tied head shares the embedding's weight and is not taken.
+    `take(name, shape, empty)` gives each weight, under its Hugging Face name, in file order; `empty` is the memory
+    that it is to fill. A tied head shares the embedding's weight and is not taken.
     """
     config = spec.config
     hidden = config.hidden_size
 
-    def norm(name: str) -> RMSNorm:
-        return RMSNorm(take(f"{name}.weight", (hidden,)), config.rms_norm_eps)
+    def alone(name: str, *shape: int) -> Tensor:
+        return take(name, shape, Rows(*shape).place(0, shape[0]))
 
-    def linear(name: str, out: int, in_: int, bias: bool) -> Linear:
-        weight = take(f"{name}.weight", (out, in_))
-        return Linear(weight, take(f"{name}.bias", (out,)) if bias else None)
+    def norm(name: str) -> RMSNorm:
+        return RMSNorm(alone(f"{name}.weight", hidden), config.rms_norm_eps)
+
+    def linears(path: str, sizes: Mapping[str, int], in_: int, bias: bool) -> dict[str, Linear]:
+        """Layers that read the same input, by name with their output sizes."""
+        rows = sum(sizes.values())
+        weights, biases = Rows(rows, in_), Rows(rows)
+        made, begin = {}, 0
+        for name, out in sizes.items():
+            weight = take(f"{path}.{name}.weight", (out, in_), weights.place(begin, out))
+            made[name] = Linear(
+                weight, take(f"{path}.{name}.bias", (out,), biases.place(begin, out)) if bias else None
+            )
+            begin += out
+        return made
 
     def attention(path: str) -> Attention:
         sizes = Sizes(config.num_attention_heads, config.kv_heads, config.head_size, spec.window)
         q_size, kv_size = sizes.heads * sizes.head_dim, sizes.kv_heads * sizes.head_dim
         if spec.fused_qkv:
-            qkv = linear(f"{path}.qkv_proj", q_size + 2 * kv_size, hidden, spec.qkv_bias)
-            return FusedAttention(sizes, qkv, linear(f"{path}.o_proj", hidden, q_size, spec.o_bias))
-        return SplitAttention(
-            sizes,
-            linear(f"{path}.q_proj", q_size, hidden, spec.qkv_bias),
-            linear(f"{path}.k_proj", kv_size, hidden, spec.qkv_bias),
-            linear(f"{path}.v_proj", kv_size, hidden, spec.qkv_bias),
-            linear(f"{path}.o_proj", hidden, q_size, spec.o_bias),
-        )
+            qkv = {"qkv_proj": q_size + 2 * kv_size}
+        else:
+            qkv = {"q_proj": q_size, "k_proj": kv_size, "v_proj": kv_size}
+        inputs = linears(path, qkv, hidden, spec.qkv_bias)
+        return Attention(sizes, inputs, **linears(path, {"o_proj": hidden}, q_size, spec.o_bias))
 
-    def mlp(path: str) -> GatedMlp | FusedGatedMlp:
+    def mlp(path: str) -> GatedMlp:
         size = config.intermediate_size
-        if spec.fused_gate_up:
-            gate_up = linear(f"{path}.gate_up_proj", 2 * size, hidden, spec.mlp_bias)
-            return FusedGatedMlp(gate_up, linear(f"{path}.down_proj", hidden, size, spec.mlp_bias))
-        return GatedMlp(
-            linear(f"{path}.gate_proj", size, hidden, spec.mlp_bias),
-            linear(f"{path}.up_proj", size, hidden, spec.mlp_bias),
-            linear(f"{path}.down_proj", hidden, size, spec.mlp_bias),
-        )
+        gate_up = {"gate_up_proj": 2 * size} if spec.fused_gate_up else {"gate_proj": size, "up_proj": size}
+        inputs = linears(path, gate_up, hidden, spec.mlp_bias)
+        return GatedMlp(inputs, **linears(path, {"down_proj": hidden}, size, spec.mlp_bias))
 
-    embedding = take("model.embed_tokens.weight", (config.vocab_size, hidden))
+    embedding = alone("model.embed_tokens.weight", config.vocab_size, hidden)
     layers = []
     for i in range(config.num_hidden_layers):
         path = f"model.layers.{i}"
@@ -69,7 +74,7 @@ def build(spec: ModelSpec, take: Take) -> tuple[Decoder, Linear]:
     decoder = Decoder(Embedding(embedding), layers, norm("model.norm"), spec.rope)
     if config.tie_word_embeddings:
         return decoder, Linear(embedding)
-    return decoder, linear("lm_head", config.vocab_size, hidden, bias=False)
+    return decoder, Linear(alone("lm_head.weight", config.vocab_size, hidden))
 
 
 def parameter_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
@@ -77,7 +82,7 @@ def parameter_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {}
     nothing = Tensor([0.0])
 
-    def record(name: str, shape: tuple[int, ...]) -> Tensor:
+    def record(name: str, shape: tuple[int, ...], empty: Empty) -> Tensor:
         shapes[name] = shape
         return nothing
 

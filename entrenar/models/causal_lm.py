@@ -17,6 +17,7 @@ from entrenar.generate import Generation, GenerationStream, SamplingConfig, gene
 from entrenar.models import memory
 from entrenar.models.build import build
 from entrenar.models.spec import ModelConfig, spec_of
+from entrenar.models.storage import Empty
 from entrenar.nn.cache import KVCache
 from entrenar.nn.layers import Linear
 from entrenar.nn.lora import LoraConfig, LowRank
@@ -30,6 +31,7 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "f16": np.dtype(np.float16),
     "bf16": np.dtype(ml_dtypes.bfloat16),
 }
+DRAWN = 1 << 20  # random numbers drawn at a time
 IGNORE = -100  # a label that does not count, as in Hugging Face's trainers
 
 
@@ -46,7 +48,7 @@ class CausalLM(Module):
     """
 
     def __init__(self, config: ModelConfig, weights: Any, tokenizer: Tokenizer | None = None) -> None:
-        """`weights(name, shape)` gives each weight as a Tensor; use `from_config` or `entrenar.load` instead."""
+        """`weights` gives each weight as a Tensor, see `build`; use `from_config` or `entrenar.load` instead."""
         self.model, self.lm_head = build(spec_of(config), weights)
         self.config = config
         self.tokenizer = tokenizer
@@ -80,15 +82,18 @@ class CausalLM(Module):
         places = {name: i for i, name in enumerate(shapes)}
         residual = config.initializer_range / math.sqrt(2 * config.num_hidden_layers)
 
-        def random(name: str, shape: tuple[int, ...]) -> Tensor:
+        def random(name: str, shape: tuple[int, ...], empty: Empty) -> Tensor:
             if len(shape) == 1:
-                value = np.full(shape, 0.0 if name.endswith(".bias") else 1.0, np.float32)
-                return Tensor(value, requires_grad=storage == np.float32)
+                values = empty(DTYPES["f32"])
+                values.fill(0.0 if name.endswith(".bias") else 1.0)
+                return Tensor(values, requires_grad=storage == np.float32)
+            values = empty(storage)
             rng = np.random.Generator(np.random.PCG64([seed, places[name]]))
-            values = rng.standard_normal(shape, np.float32)
             into_residual = name.endswith(("o_proj.weight", "down_proj.weight"))
-            values *= np.float32(residual if into_residual else config.initializer_range)
-            return Tensor(values.astype(storage, copy=False), requires_grad=storage == np.float32)
+            deviation = np.float32(residual if into_residual else config.initializer_range)
+            for part in np.array_split(values, -(-values.size // DRAWN)):
+                part[...] = rng.standard_normal(part.shape, np.float32) * deviation
+            return Tensor(values, requires_grad=storage == np.float32)
 
         return cls(config, random)
 
@@ -246,7 +251,7 @@ class CausalLM(Module):
                 delta = factors[path].delta()
                 delta *= np.float32(sign)
                 delta += weight.astype(np.float32, copy=False)
-                linear.weight.data = delta.astype(weight.dtype, copy=False)
+                weight[...] = delta
                 linear.weight.version += 1
 
     def save_adapter(self, path: str | PathLike[str]) -> None:

@@ -9,7 +9,7 @@ from entrenar.models.spec import RopeSpec
 from entrenar.nn.attention import Attention, Context
 from entrenar.nn.cache import KVCache
 from entrenar.nn.layers import Embedding, RMSNorm
-from entrenar.nn.mlp import FusedGatedMlp, GatedMlp
+from entrenar.nn.mlp import GatedMlp
 from entrenar.nn.module import Module
 from entrenar.tensor import Tensor, checkpoint
 
@@ -22,7 +22,7 @@ class DecoderLayer(Module):
         input_layernorm: RMSNorm,
         self_attn: Attention,
         post_attention_layernorm: RMSNorm,
-        mlp: GatedMlp | FusedGatedMlp,
+        mlp: GatedMlp,
     ) -> None:
         self.input_layernorm = input_layernorm
         self.self_attn = self_attn

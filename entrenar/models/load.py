@@ -21,6 +21,7 @@ from entrenar.models.causal_lm import DTYPES, CausalLM, DTypeName, dtype_named, 
 from entrenar.models.gguf_config import config_from_gguf, original_context
 from entrenar.models.hf_config import config_from_hf
 from entrenar.models.spec import ModelConfig
+from entrenar.models.storage import Empty
 from entrenar.tensor import Tensor
 from entrenar.tokenizer import from_directory, from_gguf
 
@@ -126,12 +127,13 @@ class _Weights:
         self._keep = wanted is None
         self._trainable = all(dtype == np.float32 for dtype in self._target.values())
 
-    def take(self, hf: str, shape: tuple[int, ...]) -> Tensor:
+    def take(self, hf: str, shape: tuple[int, ...], empty: Empty) -> Tensor:
         name, transform = self._names[hf]
         array = transform.from_gguf(self._store.array(name))
         target = self._target[hf]
         if self._keep and array.dtype == np.float32:
             target = array.dtype  # a quantized tensor that f16 could not hold
-        weight = Tensor(np.array(array, dtype=target, order="C"), requires_grad=self._trainable)
+        values = empty(target)
+        values[...] = array
         self._store.release(name)
-        return weight
+        return Tensor(values, requires_grad=self._trainable)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,16 +42,30 @@ class Context:
     cache: KVCache | None = None
 
 
-class Attention(Module, ABC):
-    """softmax(q·kᵀ/√d + causal mask)·v, projected by o_proj; subclasses say where q, k and v come from."""
+class Attention(Module):
+    """softmax(q·kᵀ/√d + causal mask)·v, projected by o_proj.
 
-    def __init__(self, sizes: Sizes, o_proj: Linear) -> None:
+    Args:
+        inputs: what q, k and v come from, by module name: three projections, as in Llama, or one whose rows are q,
+            then k, then v, as in Phi-3.
+    """
+
+    def __init__(self, sizes: Sizes, inputs: Mapping[str, Linear], o_proj: Linear) -> None:
         self.sizes = sizes
+        vars(self).update(inputs)
+        self._inputs = tuple(inputs.values())
         self.o_proj = o_proj
 
-    @abstractmethod
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x (B, T, d) -> q (B, T, heads·head_dim), k and v (B, T, kv_heads·head_dim)."""
+        if len(self._inputs) == 3:
+            q_proj, k_proj, v_proj = self._inputs
+            return q_proj(x), k_proj(x), v_proj(x)
+        (qkv_proj,) = self._inputs
+        qkv = qkv_proj(x)
+        q_end = self.sizes.heads * self.sizes.head_dim
+        k_end = q_end + self.sizes.kv_heads * self.sizes.head_dim
+        return qkv[..., :q_end], qkv[..., q_end:k_end], qkv[..., k_end:]
 
     def __call__(self, x: Tensor, context: Context, layer: int) -> Tensor:
         s = self.sizes
@@ -66,30 +80,3 @@ class Attention(Module, ABC):
             q, k, v, scale=1 / math.sqrt(s.head_dim), causal=True, window=s.window, starts=context.starts
         )
         return self.o_proj(out.reshape(batch, tokens, s.heads * s.head_dim))
-
-
-class SplitAttention(Attention):
-    """Three projections, as in Llama, Mistral and Qwen2."""
-
-    def __init__(self, sizes: Sizes, q_proj: Linear, k_proj: Linear, v_proj: Linear, o_proj: Linear) -> None:
-        self.q_proj = q_proj
-        self.k_proj = k_proj
-        self.v_proj = v_proj
-        super().__init__(sizes, o_proj)
-
-    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return self.q_proj(x), self.k_proj(x), self.v_proj(x)
-
-
-class FusedAttention(Attention):
-    """One projection whose rows are q, then k, then v, as in Phi-3."""
-
-    def __init__(self, sizes: Sizes, qkv_proj: Linear, o_proj: Linear) -> None:
-        self.qkv_proj = qkv_proj
-        super().__init__(sizes, o_proj)
-
-    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        qkv = self.qkv_proj(x)
-        q_end = self.sizes.heads * self.sizes.head_dim
-        k_end = q_end + self.sizes.kv_heads * self.sizes.head_dim
-        return qkv[..., :q_end], qkv[..., q_end:k_end], qkv[..., k_end:]

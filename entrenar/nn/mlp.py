@@ -1,6 +1,8 @@
-"""The gated feed-forward block: down(silu(gate(x)) · up(x)); gate and up from two projections or a fused one."""
+"""The gated feed-forward block: down(silu(gate(x)) · up(x))."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 from entrenar import ops
 from entrenar.nn.layers import Linear
@@ -9,25 +11,18 @@ from entrenar.tensor import Tensor
 
 
 class GatedMlp(Module):
-    """Two projections, as in Llama, Mistral and Qwen2."""
+    """`inputs`: what gate and up come from, by module name: two projections, or one whose first half is the gate."""
 
-    def __init__(self, gate_proj: Linear, up_proj: Linear, down_proj: Linear) -> None:
-        self.gate_proj = gate_proj
-        self.up_proj = up_proj
+    def __init__(self, inputs: Mapping[str, Linear], down_proj: Linear) -> None:
+        vars(self).update(inputs)
+        self._inputs = tuple(inputs.values())
         self.down_proj = down_proj
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self.down_proj(ops.swiglu(self.gate_proj(x), self.up_proj(x)))
-
-
-class FusedGatedMlp(Module):
-    """One projection whose first half is the gate, as in Phi-3."""
-
-    def __init__(self, gate_up_proj: Linear, down_proj: Linear) -> None:
-        self.gate_up_proj = gate_up_proj
-        self.down_proj = down_proj
-
-    def __call__(self, x: Tensor) -> Tensor:
-        both = self.gate_up_proj(x)
+        if len(self._inputs) == 2:
+            gate_proj, up_proj = self._inputs
+            return self.down_proj(ops.swiglu(gate_proj(x), up_proj(x)))
+        (gate_up_proj,) = self._inputs
+        both = gate_up_proj(x)
         half = both.shape[-1] // 2
         return self.down_proj(ops.swiglu(both[..., :half], both[..., half:]))
