@@ -59,22 +59,20 @@ cdef extern from "entrenar.h" nogil:
         int64_t *b_batch
         int64_t *c_batch
 
+    cdef struct en_heads:
+        void *data
+        int64_t batch, token
+
     cdef struct en_attention:
         int64_t b, t, s, h, hkv, d
         float scale
         int causal
         int64_t window
         const int32_t *starts
-        const float *q
-        const float *k
-        const float *v
-        int64_t k_batch, v_batch
-        float *o
+        en_dtype type
+        en_heads q, k, v, o
         float *lse
-        const float *g
-        float *dq
-        float *dk
-        float *dv
+        en_heads g, dq, dk, dv
 
     # The members as csrc/entrenar.h has them; wrappers below use them by name.
     cdef struct en_kernels:

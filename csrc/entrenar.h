@@ -47,7 +47,13 @@ struct en_gemm {
     int64_t batch[EN_MAX_DIMS], a_batch[EN_MAX_DIMS], b_batch[EN_MAX_DIMS], c_batch[EN_MAX_DIMS];
 };
 
-/* q, o, g (b,t,h,d) contiguous; k, v (b,s,hkv,d) with a batch stride of their own; lse (b,h,t).
+/* (b, tokens, heads, d) of f32 or bf16: heads and d contiguous, steps in elements between sequences and tokens. */
+struct en_heads {
+    void *data;
+    int64_t batch, token;
+};
+
+/* q, o, g, dq (b,t,h,d); k, v, dk, dv (b,s,hkv,d), all of one type; lse (b,h,t).
  * Query t sits at position p = t + s - T and sees key j when j <= p (causal), j > p - window (window > 0) and
  * j >= starts[b,t] (starts not NULL). Every query sees at least one key. */
 struct en_attention {
@@ -56,11 +62,10 @@ struct en_attention {
     int causal;
     int64_t window;
     const int32_t *starts;
-    const float *q, *k, *v;
-    int64_t k_batch, v_batch;
-    float *o, *lse;          /* forward: written; backward: read */
-    const float *g;          /* backward only, as are the next three */
-    float *dq, *dk, *dv;     /* contiguous; overwritten */
+    enum en_dtype type;
+    struct en_heads q, k, v, o; /* forward: o and lse are written; backward: read */
+    float *lse;
+    struct en_heads g, dq, dk, dv; /* backward only; the last three are overwritten, and overlap nothing */
 };
 
 struct en_kernels {

@@ -49,20 +49,21 @@ def rms_norm_backward(g: F32, x: F32, w: F32, rstd: F32, need_dw: bool = True) -
 def layer_norm(x: F32, w: F32, b: F32, eps: float) -> tuple[F32, F32, F32]: ...
 def layer_norm_backward(g: F32, x: F32, w: F32, mean: F32, rstd: F32) -> tuple[F32, F32, F32]: ...
 def attention(
-    q: F32, k: F32, v: F32, scale: float, causal: bool = True, window: int = 0, starts: NDArray[np.int32] | None = None
-) -> tuple[F32, F32]: ...
+    q: Array, k: Array, v: Array, scale: float, causal: bool = True, window: int = 0, starts: Array | None = None
+) -> tuple[Array, F32]: ...
 def attention_backward(
-    g: F32,
-    q: F32,
-    k: F32,
-    v: F32,
-    o: F32,
+    g: Array,
+    q: Array,
+    k: Array,
+    v: Array,
+    o: Array,
     lse: F32,
     scale: float,
     causal: bool = True,
     window: int = 0,
-    starts: NDArray[np.int32] | None = None,
-) -> tuple[F32, F32, F32]: ...
+    starts: Array | None = None,
+    into: Sequence[Array] | None = None,
+) -> tuple[Array, Array, Array]: ...
 def rope(x: F32, cos: F32, sin: F32, interleaved: bool, inverse: bool = False) -> F32: ...
 def swiglu(gate: F32, up: F32) -> F32: ...
 def swiglu_backward(g: F32, gate: F32, up: F32) -> tuple[F32, F32]: ...

@@ -48,21 +48,21 @@ static void attention_span(const struct en_attention *p, int64_t b, int64_t t0, 
 }
 
 /* Rows (t, head of the group) of x (b,t,h,d) times factor, to y (rows,d) contiguous. */
-static void gather_rows(const struct en_attention *p, const float *x, int64_t b, int64_t kv, int64_t t0, int64_t t1,
+static void gather_rows(const struct en_attention *p, struct en_heads x, int64_t b, int64_t kv, int64_t t0, int64_t t1,
                         float factor, float *y) {
     const int64_t width = attention_group(p) * p->d;
     for (int64_t t = t0; t < t1; t++, y += width) {
-        const float *from = x + ((b * p->t + t) * p->h * p->d + kv * width);
+        const float *from = (const float *)x.data + b * x.batch + t * x.token + kv * width;
         for (int64_t i = 0; i < width; i++) y[i] = from[i] * factor;
     }
 }
 
 /* The inverse: rows y to x. */
 static void scatter_rows(const struct en_attention *p, const float *y, int64_t b, int64_t kv, int64_t t0, int64_t t1,
-                         float factor, float *x) {
+                         float factor, struct en_heads x) {
     const int64_t width = attention_group(p) * p->d;
     for (int64_t t = t0; t < t1; t++, y += width) {
-        float *to = x + ((b * p->t + t) * p->h * p->d + kv * width);
+        float *to = (float *)x.data + b * x.batch + t * x.token + kv * width;
         for (int64_t i = 0; i < width; i++) to[i] = y[i] * factor;
     }
 }
@@ -115,8 +115,9 @@ struct attention_sums {
 /* Queries [t0, t1) of a kv head against keys [s0, s1). work: (rows, d) and (rows, ATTENTION_KEYS) */
 static en_status attend(const struct en_attention *p, int64_t b, int64_t kv, int64_t t0, int64_t t1, int64_t s0,
                         int64_t s1, struct attention_sums to, float *work) {
-    const int64_t group = attention_group(p), d = p->d, rows = (t1 - t0) * group, key_row = p->hkv * d;
-    const float *k = p->k + b * p->k_batch + kv * d, *v = p->v + b * p->v_batch + kv * d;
+    const int64_t group = attention_group(p), d = p->d, rows = (t1 - t0) * group;
+    const float *k = (const float *)p->k.data + b * p->k.batch + kv * d;
+    const float *v = (const float *)p->v.data + b * p->v.batch + kv * d;
     float *q = work, *scores = work + rows * d;
     gather_rows(p, p->q, b, kv, t0, t1, p->scale, q);
     memset(to.o, 0, (size_t)(rows * d) * sizeof(float));
@@ -126,7 +127,7 @@ static en_status attend(const struct en_attention *p, int64_t b, int64_t kv, int
     }
     for (int64_t j = s0; j < s1; j += ATTENTION_KEYS) {
         const int64_t n = min64(ATTENTION_KEYS, s1 - j);
-        en_status status = product(rows, n, d, q, d, 1, k + j * key_row, 1, key_row, scores, n, 0);
+        en_status status = product(rows, n, d, q, d, 1, k + j * p->k.token, 1, p->k.token, scores, n, 0);
         if (status != EN_OK) return status;
         for (int64_t r = 0; r < rows; r++) {
             float *row = scores + r * n;
@@ -148,7 +149,7 @@ static en_status attend(const struct en_attention *p, int64_t b, int64_t kv, int
             }
             to.sum[r] += sum;
         }
-        status = product(rows, d, n, scores, n, 1, v + j * key_row, key_row, 1, to.o, d, 1);
+        status = product(rows, d, n, scores, n, 1, v + j * p->v.token, p->v.token, 1, to.o, d, 1);
         if (status != EN_OK) return status;
     }
     return EN_OK;
@@ -160,7 +161,7 @@ static void finish_rows(const struct en_attention *p, int64_t b, int64_t kv, int
     const int64_t group = attention_group(p);
     for (int64_t r = 0; r < (t1 - t0) * group; r++) {
         const int64_t t = t0 + r / group, head = kv * group + r % group;
-        float *o = p->o + ((b * p->t + t) * p->h + head) * p->d;
+        float *o = (float *)p->o.data + b * p->o.batch + t * p->o.token + head * p->d;
         for (int64_t i = 0; i < p->d; i++) o[i] = from.o[r * p->d + i] / from.sum[r];
         p->lse[(b * p->h + head) * p->t + t] = from.most[r] + log_of(from.sum[r]);
     }
@@ -273,9 +274,11 @@ static en_status attention(const struct en_attention *p) {
 /* Block of queries [t0, t1), rows of them in work: q, g, dq (rows,d), s, ds (rows,keys), shift, dot (rows,). */
 static en_status attention_backward_block(const struct en_attention *p, int64_t b, int64_t kv, int64_t t0, int64_t t1,
                                           float *work) {
-    const int64_t group = attention_group(p), d = p->d, rows = (t1 - t0) * group, key_row = p->hkv * d;
-    const float *k = p->k + b * p->k_batch + kv * d, *v = p->v + b * p->v_batch + kv * d;
-    float *dk = p->dk + b * p->s * key_row + kv * d, *dv = p->dv + b * p->s * key_row + kv * d;
+    const int64_t group = attention_group(p), d = p->d, rows = (t1 - t0) * group;
+    const float *k = (const float *)p->k.data + b * p->k.batch + kv * d;
+    const float *v = (const float *)p->v.data + b * p->v.batch + kv * d;
+    float *dk = (float *)p->dk.data + b * p->dk.batch + kv * d;
+    float *dv = (float *)p->dv.data + b * p->dv.batch + kv * d;
     float *q = work, *g = q + rows * d, *dq = g + rows * d, *dot = dq + rows * d, *shift = dot + rows;
     float *weights = shift + rows, *ds = weights + rows * ATTENTION_KEYS;
     int64_t s0, s1;
@@ -290,9 +293,9 @@ static en_status attention_backward_block(const struct en_attention *p, int64_t 
     memset(dq, 0, (size_t)(rows * d) * sizeof(float));
     for (int64_t j = s0; j < s1; j += ATTENTION_KEYS) {
         const int64_t n = min64(ATTENTION_KEYS, s1 - j);
-        const float *kj = k + j * key_row, *vj = v + j * key_row;
-        en_status status = product(rows, n, d, q, d, 1, kj, 1, key_row, weights, n, 0);
-        if (status == EN_OK) status = product(rows, n, d, g, d, 1, vj, 1, key_row, ds, n, 0);
+        const float *kj = k + j * p->k.token, *vj = v + j * p->v.token;
+        en_status status = product(rows, n, d, q, d, 1, kj, 1, p->k.token, weights, n, 0);
+        if (status == EN_OK) status = product(rows, n, d, g, d, 1, vj, 1, p->v.token, ds, n, 0);
         if (status != EN_OK) return status;
         for (int64_t r = 0; r < rows; r++) {
             float *w = weights + r * n, *x = ds + r * n;
@@ -307,9 +310,9 @@ static en_status attention_backward_block(const struct en_attention *p, int64_t 
                 memset(row + hi, 0, (size_t)(n - hi) * sizeof(float));
             }
         }
-        status = product(n, d, rows, weights, 1, n, g, d, 1, dv + j * key_row, key_row, 1);
-        if (status == EN_OK) status = product(n, d, rows, ds, 1, n, q, d, 1, dk + j * key_row, key_row, 1);
-        if (status == EN_OK) status = product(rows, d, n, ds, n, 1, kj, key_row, 1, dq, d, 1);
+        status = product(n, d, rows, weights, 1, n, g, d, 1, dv + j * p->dv.token, p->dv.token, 1);
+        if (status == EN_OK) status = product(n, d, rows, ds, 1, n, q, d, 1, dk + j * p->dk.token, p->dk.token, 1);
+        if (status == EN_OK) status = product(rows, d, n, ds, n, 1, kj, p->k.token, 1, dq, d, 1);
         if (status != EN_OK) return status;
     }
     scatter_rows(p, dq, b, kv, t0, t1, p->scale, p->dq);
@@ -319,7 +322,7 @@ static en_status attention_backward_block(const struct en_attention *p, int64_t 
 static void attention_backward_task(void *context, int64_t begin, int64_t end) {
     struct attention_job *job = context;
     const struct en_attention *p = job->p;
-    const int64_t rows = job->queries * attention_group(p), key_row = p->hkv * p->d;
+    const int64_t rows = job->queries * attention_group(p);
     float *work = en_scratch(EN_SCRATCH_C, (size_t)(rows * (3 * p->d + 2 + 2 * ATTENTION_KEYS)) * sizeof(float));
     if (!work) {
         job->status = EN_NO_MEMORY;
@@ -328,8 +331,8 @@ static void attention_backward_task(void *context, int64_t begin, int64_t end) {
     for (int64_t head = begin; head < end; head++) {
         const int64_t b = head / p->hkv, kv = head % p->hkv;
         for (int64_t j = 0; j < p->s; j++) {
-            memset(p->dk + (b * p->s + j) * key_row + kv * p->d, 0, (size_t)p->d * sizeof(float));
-            memset(p->dv + (b * p->s + j) * key_row + kv * p->d, 0, (size_t)p->d * sizeof(float));
+            memset((float *)p->dk.data + b * p->dk.batch + j * p->dk.token + kv * p->d, 0, (size_t)p->d * sizeof(float));
+            memset((float *)p->dv.data + b * p->dv.batch + j * p->dv.token + kv * p->d, 0, (size_t)p->d * sizeof(float));
         }
         for (int64_t t0 = 0; t0 < p->t; t0 += job->queries) {
             en_status status = attention_backward_block(p, b, kv, t0, min64(p->t, t0 + job->queries), work);

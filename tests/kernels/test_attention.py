@@ -1,12 +1,13 @@
 """Attention against softmax in float64, forward and backward: tails, groups, windows, packed sequences, caches."""
 
+import ml_dtypes
 import numpy as np
 import pytest
 from kernels.guard import guarded
 
 from entrenar import backend
 from entrenar.backend import cpu
-from entrenar.errors import ShapeError, UsageError
+from entrenar.errors import DTypeError, ShapeError, UsageError
 
 
 def mask(b, t, s, causal, window, starts):
@@ -170,6 +171,47 @@ def test_nothing_beyond_the_arrays_is_read_or_written(isa):
         grads = cpu.attention_backward(g, q, k, v, o, lse, 0.3)
         for got, want in zip((o, lse, *grads), reference(q, k, v, g, 0.3, True, 0, None), strict=True):
             assert close(got, want)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
+def test_parts_of_one_array_are_read_and_written_where_they_lie(isa, dtype):
+    rng = np.random.default_rng(6)
+    b, t, h, hkv, d = 2, 37, 6, 2, 24
+    qkv, grads = (rng.standard_normal((b, t, (h + 2 * hkv) * d)).astype(dtype) for _ in range(2))
+    g = rng.standard_normal((b, t, h, d)).astype(dtype)
+
+    def parts(x):
+        heads = x.reshape(b, t, h + 2 * hkv, d)
+        return heads[:, :, :h], heads[:, :, h : h + hkv], heads[:, :, h + hkv :]
+
+    q, k, v = parts(qkv)
+    o, lse = cpu.attention(q, k, v, 0.2)
+    want_o, want_lse = cpu.attention(q.copy(), k.copy(), v.copy(), 0.2)
+    assert o.dtype == dtype
+    assert lse.dtype == np.float32
+    assert np.array_equal(o, want_o)
+    assert np.array_equal(lse, want_lse)
+    into = parts(grads)
+    got = cpu.attention_backward(g, q, k, v, o, lse, 0.2, into=into)
+    want = cpu.attention_backward(g, q.copy(), k.copy(), v.copy(), o, lse, 0.2)
+    for x, y, z in zip(got, into, want, strict=True):
+        assert x is y
+        assert np.array_equal(x, z)
+    bound = 1e-5 if dtype == np.float32 else 2e-2
+    for x, y in zip((o, lse, *got), reference(q, k, v, g, 0.2, True, 0, None), strict=True):
+        assert close(x, y, bound)
+
+
+def test_results_are_not_written_where_they_cannot_lie():
+    x = np.zeros((1, 4, 2, 8), np.float32)
+    o, lse = cpu.attention(x, x, x, 1.0)
+    for bad in (x[:, :3], x[..., ::-1], np.broadcast_to(np.zeros((1, 1, 2, 8), np.float32), x.shape)):
+        with pytest.raises((ShapeError, DTypeError)):
+            cpu.attention_backward(x, x, x, x, o, lse, 1.0, into=(x.copy(), bad, x.copy()))
+    with pytest.raises(DTypeError, match="one type"):
+        cpu.attention(x, x.astype(ml_dtypes.bfloat16), x, 1.0)
+    with pytest.raises(DTypeError, match="float16"):
+        cpu.attention(x.astype(np.float16), x, x, 1.0)
 
 
 @pytest.mark.parametrize("s", [513, 1024, 1500])
