@@ -76,6 +76,7 @@ cdef extern from "entrenar.h" nogil:
 
     # The members as csrc/entrenar.h has them; wrappers below use them by name.
     cdef struct en_kernels:
+        int fast_bf16
         en_status (*gemm)(const en_gemm *) noexcept nogil
         en_status (*attention)(const en_attention *) noexcept nogil
         en_status (*attention_backward)(const en_attention *) noexcept nogil
@@ -177,7 +178,7 @@ def _isa_names():
 
 
 def isa():
-    """Name of the instruction set in use: "amx", "avx512", "avx2" or "scalar"."""
+    """Name of the instruction set in use: "amx", "avx512_bf16", "avx512", "avx2" or "scalar"."""
     if current == NULL:
         decide()
     return current.name.decode()
@@ -186,6 +187,11 @@ def isa():
 def available_isas():
     """Names that ENTRENAR_ISA may have on this machine, best first."""
     return tuple([en_isas[i].name.decode() for i in range(en_isa_count) if en_isas[i].available()])
+
+
+def fast_bf16():
+    """Whether this level multiplies bf16 faster than f32; elsewhere bf16 only saves memory."""
+    return bool(kernels().fast_bf16)
 
 
 def _set_isa(str name):
@@ -349,93 +355,8 @@ cdef inline float *floats(cnp.ndarray a) noexcept nogil:
     return <float *>cnp.PyArray_DATA(a)
 
 
-# ---- products ----
-
-def matmul(a, b, bint trans_a=False, bint trans_b=False, out=None, bint accumulate=False):
-    """a (..., M, K) times b (..., K, N) -> (..., M, N), f32.
-
-    b may be float32, bfloat16 or float16. trans_a, trans_b swap the last two dimensions of that operand. Batch
-    dimensions broadcast; operands may have any strides. out: C-contiguous result to write, or with accumulate to add to.
-    Raises ShapeError, DTypeError.
-    """
-    cdef const en_kernels *k = kernels()
-    cdef en_gemm p
-    cdef cnp.ndarray pa = f32(a, "matmul", "a")
-    cdef cnp.ndarray pb, pc
-    cdef int na = cnp.PyArray_NDIM(pa), nb, nd, i, ia, ib
-    cdef int64_t size, da, db, step
-    pb = plain(b, "matmul", "b")
-    weight_type(pb, "matmul", "b", &p.b_type)
-    size = 4 if p.b_type == EN_F32 else 2
-    pb = whole_strides(pb, size)
-    nb = cnp.PyArray_NDIM(pb)
-    if na < 2 or nb < 2 or na > EN_MAX_DIMS or nb > EN_MAX_DIMS:
-        raise ShapeError(f"matmul: operands need 2 to {<int>EN_MAX_DIMS} dimensions, shapes are {a.shape} and {b.shape}")
-    p.m = cnp.PyArray_DIM(pa, na - 1 if trans_a else na - 2)
-    p.k = cnp.PyArray_DIM(pa, na - 2 if trans_a else na - 1)
-    p.n = cnp.PyArray_DIM(pb, nb - 2 if trans_b else nb - 1)
-    p.a_row = cnp.PyArray_STRIDE(pa, na - 1 if trans_a else na - 2) // 4
-    p.a_col = cnp.PyArray_STRIDE(pa, na - 2 if trans_a else na - 1) // 4
-    p.b_row = cnp.PyArray_STRIDE(pb, nb - 1 if trans_b else nb - 2) // size
-    p.b_col = cnp.PyArray_STRIDE(pb, nb - 2 if trans_b else nb - 1) // size
-    if cnp.PyArray_DIM(pb, nb - 1 if trans_b else nb - 2) != p.k:
-        raise ShapeError(f"matmul: inner dimensions differ: {a.shape}{' transposed' if trans_a else ''} and "
-                         f"{b.shape}{' transposed' if trans_b else ''}")
-    nd = max(na, nb)
-    p.batch_ndim = nd - 2
-    shape = []
-    for i in range(nd - 2):
-        ia = i - (nd - na)
-        ib = i - (nd - nb)
-        da = cnp.PyArray_DIM(pa, ia) if ia >= 0 else 1
-        db = cnp.PyArray_DIM(pb, ib) if ib >= 0 else 1
-        if da != db and da != 1 and db != 1:
-            raise ShapeError(f"matmul: batch dimensions differ: {a.shape} and {b.shape}")
-        p.batch[i] = db if da == 1 else da
-        p.a_batch[i] = cnp.PyArray_STRIDE(pa, ia) // 4 if da > 1 else 0
-        p.b_batch[i] = cnp.PyArray_STRIDE(pb, ib) // size if db > 1 else 0
-        shape.append(p.batch[i])
-    result = (*shape, p.m, p.n)
-    if out is None:
-        if accumulate:
-            raise UsageError("matmul: accumulate needs out")
-        pc = empty(result, cnp.NPY_FLOAT32, "matmul")
-    else:
-        pc = writable(out, "matmul", "out")
-        if shape_of(pc) != result:
-            raise ShapeError(f"matmul: out has shape {shape_of(pc)}, the product of {a.shape} and {b.shape} {result}")
-        if np.may_share_memory(pc, pa) or np.may_share_memory(pc, pb):
-            raise UsageError("matmul: out overlaps an operand")
-    step = p.m * p.n
-    for i in range(nd - 3, -1, -1):
-        p.c_batch[i] = step
-        step *= p.batch[i]
-    # One weight for all: rows of the batch are rows of one product, as far as their strides allow.
-    while p.batch_ndim and p.b_batch[p.batch_ndim - 1] == 0:
-        i = p.batch_ndim - 1
-        if p.m == 1:
-            p.a_row = p.a_batch[i]
-        elif p.batch[i] != 1 and p.a_batch[i] != p.m * p.a_row:
-            break
-        p.m *= p.batch[i]
-        p.batch_ndim -= 1
-    p.a = floats(pa)
-    p.b = cnp.PyArray_DATA(pb)
-    p.c = floats(pc)
-    p.c_row = p.n
-    p.accumulate = accumulate
-    if p.k == 0:
-        if not accumulate:
-            pc[...] = 0
-        return pc
-    cdef en_status status
-    with nogil:
-        status = k.gemm(&p)
-    check(status, "matmul")
-    return pc
-
-
 include "pyx/attention.pxi"
 include "pyx/elementwise.pxi"
 include "pyx/layers.pxi"
 include "pyx/optimizers.pxi"
+include "pyx/product.pxi"

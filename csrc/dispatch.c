@@ -15,7 +15,7 @@ extern const struct en_kernels en_scalar_kernels;
 static int always(void) { return 1; }
 
 #ifdef __x86_64__
-extern const struct en_kernels en_avx2_kernels, en_avx512_kernels;
+extern const struct en_kernels en_avx2_kernels, en_avx512_kernels, en_avx512_bf16_kernels;
 
 struct regs {
     unsigned a, b, c, d;
@@ -48,6 +48,12 @@ static int has_avx512(void) {
     return has_avx2() && f && dq && cd && bw && vl && os_saves(0xe6);
 }
 
+/* Only where vdpbf16ps is worth it: AMD's cores start one as often as a fused multiply-add, so it does twice the
+ * arithmetic of f32; Intel's start one every other cycle, each in two passes, and do half. */
+static int has_fast_avx512_bf16(void) {
+    return has_avx512() && cpuid(7, 1).a >> 5 & 1 && !strcmp(en_cpu_vendor(), "AuthenticAMD");
+}
+
 /* Tiles also need the kernel's leave, asked once a process: ARCH_REQ_XCOMP_PERM for XTILEDATA. */
 static int has_amx(void) {
     unsigned d7 = cpuid(7, 0).d, a71 = cpuid(7, 1).a;
@@ -60,6 +66,7 @@ static int has_amx(void) {
 const struct en_isa en_isas[] = {
 #ifdef __x86_64__
     {"amx", has_amx, &en_avx512_kernels}, /* its place; the tile kernels are not written yet */
+    {"avx512_bf16", has_fast_avx512_bf16, &en_avx512_bf16_kernels},
     {"avx512", has_avx512, &en_avx512_kernels},
     {"avx2", has_avx2, &en_avx2_kernels},
 #endif

@@ -69,6 +69,8 @@ struct en_attention {
 };
 
 struct en_kernels {
+    int fast_bf16; /* products of bf16 run faster than those of f32 */
+
     /* products: kernels/gemm.h, kernels/attention.h */
     en_status (*gemm)(const struct en_gemm *p);
     en_status (*attention)(const struct en_attention *p);

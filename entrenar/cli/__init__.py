@@ -115,7 +115,7 @@ def overview() -> str:
             *rows,
             "",
             "entrenar COMMAND --help lists a command's flags; --config F.toml reads them from a file.",
-            "Environment: ENTRENAR_ISA (scalar | avx2 | avx512 | amx), ENTRENAR_THREADS, ENTRENAR_LOG",
+            "Environment: ENTRENAR_ISA (scalar | avx2 | avx512 | avx512_bf16 | amx), ENTRENAR_THREADS, ENTRENAR_LOG",
             "(debug shows where an error came from). Exit codes: 0 done, 1 a failure, 2 wrong usage.",
         ]
     )

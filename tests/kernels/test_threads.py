@@ -39,11 +39,11 @@ def test_an_unknown_level_is_a_usage_error_that_names_the_known_ones(name):
     last = done.stderr.splitlines()[-1]
     assert done.returncode == 1
     assert "UsageError: ENTRENAR_ISA=" in last
-    assert "amx, avx512, avx2, scalar" in last
+    assert "amx, avx512_bf16, avx512, avx2, scalar" in last
 
 
 def test_a_level_that_the_cpu_lacks_is_a_usage_error():
-    missing = [name for name in ("amx", "avx512", "avx2") if name not in backend.available_isas()]
+    missing = [name for name in ("amx", "avx512_bf16", "avx512", "avx2") if name not in backend.available_isas()]
     for name in missing:
         done = python(LEVEL, ENTRENAR_ISA=name)
         assert f"UsageError: ENTRENAR_ISA={name}: this CPU or operating system lacks it" in done.stderr
