@@ -118,6 +118,7 @@ cdef extern from "entrenar.h" nogil:
         en_status (*widen)(en_dtype, int64_t, const uint16_t *, float *) noexcept nogil
         en_status (*narrow)(en_dtype, int64_t, const float *, uint16_t *) noexcept nogil
         en_status (*dequantize)(en_qtype, int64_t, const uint8_t *, en_dtype, void *) noexcept nogil
+        double (*peak)(en_dtype, double) noexcept nogil
 
     cdef struct en_isa:
         const char *name
@@ -137,6 +138,27 @@ cdef extern from "entrenar.h" nogil:
     void *en_alloc(size_t bytes)
     void en_free(void *block)
     void en_fail_allocation(int64_t nth)
+
+    cdef struct en_work:
+        double flops, bytes
+        en_dtype type
+        int64_t m, n, k
+
+    cdef struct en_record:
+        char *name
+        int64_t start, duration
+        en_work work
+        int thread
+
+    int en_profiling
+    double en_peak(const en_kernels *, en_dtype, double)
+    en_status en_bandwidth(double *, double *)
+    en_status en_profile_reserve(int64_t capacity)
+    void en_profile_clear()
+    void en_profile_enter()
+    void en_profile_record(const char *name, size_t length, const en_work *)
+    int64_t en_profile_count()
+    const en_record *en_profile_at(int64_t i)
 
 
 # ---- instruction set and threads ----
@@ -170,6 +192,8 @@ cdef const en_isa *find(str name, str where) except NULL:
 cdef inline const en_kernels *kernels() except NULL:
     if current == NULL:
         decide()
+    if en_profiling:
+        en_profile_enter()
     return current.kernels
 
 
@@ -236,9 +260,16 @@ def _fail_allocation(n):
 cdef int BF16 = np.dtype(ml_dtypes.bfloat16).num
 
 
-cdef int check(en_status status, str op) except -1:
-    """Map what only C could find out to an exception."""
+cdef int check(en_status status, str op, double flops=0, double nbytes=0, en_dtype type=EN_F32, int64_t m=0,
+               int64_t n=0, int64_t k=0) except -1:
+    """Ends a native call: maps what only C could find out to an exception, and records the call where it is profiled.
+
+    flops: of the arithmetic that was asked for; nbytes: read and written if every operand passes once; type: of the
+    products; m, n, k: sizes that tell the call from others of its name (pyx/profile.pxi).
+    """
     if status == EN_OK:
+        if en_profiling:
+            record(op, flops, nbytes, type, m, n, k)
         return 0
     if status == EN_NO_MEMORY:
         raise MemoryError(f"{op}: out of memory")
@@ -360,3 +391,4 @@ include "pyx/elementwise.pxi"
 include "pyx/layers.pxi"
 include "pyx/optimizers.pxi"
 include "pyx/product.pxi"
+include "pyx/profile.pxi"

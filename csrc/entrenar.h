@@ -135,6 +135,9 @@ struct en_kernels {
     en_status (*widen)(enum en_dtype type, int64_t n, const uint16_t *x, float *y);
     en_status (*narrow)(enum en_dtype type, int64_t n, const float *x, uint16_t *y);
     en_status (*dequantize)(enum en_qtype qtype, int64_t blocks, const uint8_t *raw, enum en_dtype type, void *y);
+
+    /* kernels/probe.h: FLOP/s of the calling thread in products of a type; 0: the level computes it as f32 */
+    double (*peak)(enum en_dtype type, double seconds);
 };
 
 /* dispatch.c: the levels, best first. */
@@ -165,6 +168,31 @@ enum { EN_MAX_THREADS = 256 };
 int en_default_threads(void); /* cores.c */
 int en_get_threads(void);
 void en_set_threads(int n);
+
+/* probe.c: the best of several rounds on all threads at once, FLOP/s and bytes/s. */
+double en_peak(const struct en_kernels *kernels, enum en_dtype type, double seconds);
+en_status en_bandwidth(double *read, double *copy /* read and written bytes */);
+
+/* profile.c: the boundary calls enter and record where en_profiling is on, holding Python's lock. */
+struct en_work {
+    double flops, bytes;
+    enum en_dtype type;
+    int64_t m, n, k; /* sizes that tell a call from others of its name; 0: none */
+};
+struct en_record {
+    char name[32];
+    int64_t start, duration; /* nanoseconds of the monotonic clock */
+    struct en_work work;
+    int thread; /* the system's number of the calling thread */
+};
+extern int en_profiling;
+int64_t en_now(void);
+en_status en_profile_reserve(int64_t capacity); /* forgets earlier records */
+void en_profile_clear(void);
+void en_profile_enter(void);
+void en_profile_record(const char *name, size_t length, const struct en_work *work);
+int64_t en_profile_count(void);
+const struct en_record *en_profile_at(int64_t i);
 
 /* memory.c: 64-byte aligned. en_scratch is the calling thread's own buffer, one a slot, kept and grown, valid until
  * its next call with that slot; NULL when memory is out. */

@@ -16,6 +16,7 @@
 #include "embedding.h"
 #include "loss.h"
 #include "norm.h"
+#include "probe.h"
 #include "reduce.h"
 #include "rope.h"
 #include "softmax.h"
@@ -30,4 +31,4 @@
     layer_norm_backward, .rope = rope, .swiglu = swiglu, .swiglu_backward = swiglu_backward, .embedding \
     = embedding, .embedding_backward = embedding_backward, .cross_entropy = cross_entropy,              \
     .cross_entropy_backward = cross_entropy_backward, .dropout = dropout, .adam_step = adam_step,       \
-    .sgd_step = sgd_step, .widen = widen, .narrow = narrow, .dequantize = dequantize
+    .sgd_step = sgd_step, .widen = widen, .narrow = narrow, .dequantize = dequantize, .peak = peak

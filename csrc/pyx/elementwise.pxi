@@ -252,5 +252,5 @@ def dequantize(name, raw, dtype=np.float32):
     cdef en_status status
     with nogil:
         status = k.dequantize(encoding, blocks, <const uint8_t *>cnp.PyArray_DATA(a), target, cnp.PyArray_DATA(y))
-    check(status, "dequantize")
+    check(status, "dequantize", 0, a.nbytes + y.nbytes, target, blocks * values)
     return y
