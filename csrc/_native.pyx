@@ -74,6 +74,27 @@ cdef extern from "entrenar.h" nogil:
         float *lse
         en_heads g, dq, dk, dv
 
+    cdef struct en_param:
+        int64_t n
+        float *p
+        const float *g
+        void *m
+        void *v
+        float *m_absmax
+        float *v_absmax
+        int64_t step
+
+    cdef enum:
+        EN_MOMENT_BLOCK
+
+    cdef struct en_adam:
+        double lr, beta1, beta2, eps, weight_decay, scale
+        int decoupled
+
+    cdef struct en_sgd:
+        double lr, momentum, weight_decay, scale
+        int nesterov
+
     # The members as csrc/entrenar.h has them; wrappers below use them by name.
     cdef struct en_kernels:
         int fast_bf16
@@ -112,9 +133,9 @@ cdef extern from "entrenar.h" nogil:
         en_status (*cross_entropy_backward)(int64_t, int64_t, const float *, const float *, const int64_t *,
                                             const float *, int64_t, float *) noexcept nogil
         en_status (*dropout)(int64_t, const float *, double, uint64_t, uint64_t, float *) noexcept nogil
-        en_status (*adam_step)(int64_t, float *, const float *, float *, float *, double, double, double, double,
-                               double, int64_t, int) noexcept nogil
-        en_status (*sgd_step)(int64_t, float *, const float *, float *, double, double, double, int) noexcept nogil
+        en_status (*square_sums)(int64_t, const en_param *, double *) noexcept nogil
+        en_status (*adam_step)(int64_t, const en_param *, const en_adam *) noexcept nogil
+        en_status (*sgd_step)(int64_t, const en_param *, const en_sgd *) noexcept nogil
         en_status (*widen)(en_dtype, int64_t, const uint16_t *, float *) noexcept nogil
         en_status (*narrow)(en_dtype, int64_t, const float *, uint16_t *) noexcept nogil
         en_status (*dequantize)(en_qtype, int64_t, const uint8_t *, en_dtype, void *) noexcept nogil

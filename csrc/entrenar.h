@@ -68,6 +68,27 @@ struct en_attention {
     struct en_heads g, dq, dk, dv; /* backward only; the last three are overwritten, and overlap nothing */
 };
 
+/* One parameter of an optimizer's step: arrays of n elements, and its clock. */
+struct en_param {
+    int64_t n;
+    float *p;
+    const float *g;
+    void *m, *v;                /* f32, or codes of one byte; of SGD only m, which may be NULL */
+    float *m_absmax, *v_absmax; /* (blocks of EN_MOMENT_BLOCK,), of codes; NULL where m and v are f32 */
+    int64_t step;               /* of Adam: counts from 1 */
+};
+enum { EN_MOMENT_BLOCK = 256 };
+
+/* scale: of all gradients, before anything else. */
+struct en_adam {
+    double lr, beta1, beta2, eps, weight_decay, scale;
+    int decoupled;
+};
+struct en_sgd {
+    double lr, momentum, weight_decay, scale;
+    int nesterov;
+};
+
 struct en_kernels {
     int fast_bf16; /* products of bf16 run faster than those of f32 */
 
@@ -125,11 +146,10 @@ struct en_kernels {
     /* kernels/dropout.h: element i takes word i % 4 of Philox4x32-10 at counter offset + i / 4 */
     en_status (*dropout)(int64_t n, const float *x, double p, uint64_t seed, uint64_t offset, float *y);
 
-    /* kernels/adamw.h: in place */
-    en_status (*adam_step)(int64_t n, float *p, const float *g, float *m, float *v, double lr, double beta1,
-                           double beta2, double eps, double weight_decay, int64_t step, int decoupled);
-    en_status (*sgd_step)(int64_t n, float *p, const float *g, float *buf /* or NULL */, double lr, double momentum,
-                          double weight_decay, int nesterov);
+    /* kernels/multi.h, kernels/adamw.h, kernels/adamw8.h: p, m, v in place */
+    en_status (*square_sums)(int64_t count, const struct en_param *params, double *sums); /* of each g, (count,) */
+    en_status (*adam_step)(int64_t count, const struct en_param *params, const struct en_adam *settings);
+    en_status (*sgd_step)(int64_t count, const struct en_param *params, const struct en_sgd *settings);
 
     /* kernels/convert.h, kernels/dequant.h */
     en_status (*widen)(enum en_dtype type, int64_t n, const uint16_t *x, float *y);

@@ -84,21 +84,32 @@ def dropout(x: F32, p: float, seed: int, offset: int) -> F32: ...
 
 # ---- optimizers: csrc/pyx/optimizers.pxi ----
 
+def square_sums(arrays: list[F32]) -> list[float]: ...
 def adam_step(
-    p: F32,
-    g: F32,
-    m: F32,
-    v: F32,
+    p: list[F32],
+    g: list[F32],
+    m: list[Array],
+    v: list[Array],
+    steps: list[int],
     lr: float,
     beta1: float,
     beta2: float,
     eps: float,
     weight_decay: float,
-    step: int,
     decoupled: bool,
+    scale: float = 1.0,
+    m_absmax: list[F32 | None] | None = None,
+    v_absmax: list[F32 | None] | None = None,
 ) -> None: ...
 def sgd_step(
-    p: F32, g: F32, buf: F32 | None, lr: float, momentum: float, weight_decay: float, nesterov: bool
+    p: list[F32],
+    g: list[F32],
+    buf: list[F32] | None,
+    lr: float,
+    momentum: float,
+    weight_decay: float,
+    nesterov: bool,
+    scale: float = 1.0,
 ) -> None: ...
 
 # ---- the machine's limits, and what ran when: csrc/pyx/profile.pxi ----

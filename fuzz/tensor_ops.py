@@ -78,6 +78,9 @@ class Draw(dict[str, int]):
     def own(self, letters: str) -> np.ndarray:  # to be written to
         return self(letters) if self.rarely() else np.resize(POOL, self.shape(letters))
 
+    def codes(self, letters: str) -> np.ndarray:  # to be written to
+        return self.own(letters).astype(np.uint8 if not self.rarely() else np.int8)
+
     def ids(self, letters: str, size: int) -> np.ndarray:
         some = [self.int(-1, size) if self.rarely() else self.int(0, max(size - 1, 0)) for _ in range(5)]
         ids = np.resize(np.array(some, np.int32 if self.rarely() else np.int64), self.shape(letters))
@@ -130,8 +133,16 @@ CALLS: list[Callable[[Draw], Any]] = [
     lambda d: cpu.embedding(d.half("vk"), d.ids("bt", d["v"])),
     lambda d: cpu.embedding_backward(d("btk"), d.ids("bt", d["v"]), d["v"]),
     lambda d: cpu.cross_entropy_backward(d("m"), d("mv"), d.ids("m", d["v"]), d("m"), d.int(-2, 3)),
-    lambda d: cpu.adam_step(d.own("mn"), d("mn"), d.own("mn"), d.own("mn"), 0.1, 0.9, 0.9, 1e-8, 0.1, 2, d.bool()),
-    lambda d: cpu.sgd_step(d.own("mn"), d("mn"), d.own("mn") if d.bool() else None, 0.1, 0.5, 0.1, d.bool()),
+    lambda d: cpu.adam_step(
+        [d.own("mn"), d.own("k")], [d("mn"), d("k")], [d.own("mn"), d.own("k")], [d.own("mn"), d.own("k")], [2, 3],
+        0.1, 0.9, 0.9, 1e-8, 0.1, d.bool(), 0.5,
+    ),
+    lambda d: cpu.adam_step(
+        [d.own("mn")], [d("mn")], [d.codes("mn")], [d.codes("mn")], [2], 0.1, 0.9, 0.9, 1e-8, 0.1, d.bool(), 0.5,
+        [d.own("t")], [d.own("t")],
+    ),
+    lambda d: cpu.sgd_step([d.own("mn")], [d("mn")], [d.own("mn")] if d.bool() else None, 0.1, 0.5, 0.1, d.bool()),
+    lambda d: cpu.square_sums([d("mn"), d("k")]),
     lambda d: getattr(ops, d.pick(["neg", "exp", "log", "relu", "gelu", "silu"]))(d.tensor("bmn")),
     lambda d: getattr(ops, d.pick(BINARY))(d.tensor("bmn"), d.tensor(d.pick(["bmn", "n", "mn", ""]))),
     lambda d: getattr(ops, d.pick(["sum", "mean"]))(d.tensor("bmn"), d.axes(), d.bool()),

@@ -9,6 +9,7 @@
 #include "attention.h"
 
 #include "adamw.h"
+#include "adamw8.h"
 #include "convert.h"
 #include "dequant.h"
 #include "dropout.h"
@@ -30,5 +31,6 @@
     .rms_norm_backward = rms_norm_backward, .layer_norm = layer_norm, .layer_norm_backward =            \
     layer_norm_backward, .rope = rope, .swiglu = swiglu, .swiglu_backward = swiglu_backward, .embedding \
     = embedding, .embedding_backward = embedding_backward, .cross_entropy = cross_entropy,              \
-    .cross_entropy_backward = cross_entropy_backward, .dropout = dropout, .adam_step = adam_step,       \
-    .sgd_step = sgd_step, .widen = widen, .narrow = narrow, .dequantize = dequantize, .peak = peak
+    .cross_entropy_backward = cross_entropy_backward, .dropout = dropout, .square_sums = square_sums,   \
+    .adam_step = adam_step, .sgd_step = sgd_step, .widen = widen, .narrow = narrow, .dequantize =        \
+    dequantize, .peak = peak

@@ -13,14 +13,15 @@ import numpy.typing as npt
 from entrenar.errors import CheckpointError, ConfigError, DTypeError, ShapeError
 from entrenar.tensor import Tensor
 
-Array = npt.NDArray[np.float32]
+Array = npt.NDArray[Any]
+Layout = Mapping[str, tuple[tuple[int, ...], type[np.generic]]]  # of a parameter's state: name -> shape, dtype
 
 
 class Optimizer(ABC):
     """Base of `SGD`, `Adam` and `AdamW`.
 
-    A subclass names its state arrays in `slots` and updates one parameter in `_update`. State is made at a
-    parameter's first gradient, f32 zeros of its shape; a parameter without a gradient is left as it is.
+    A subclass describes a parameter's state arrays in `_layout` and updates all parameters in `_update`. State is
+    made at a parameter's first gradient, of zeros; a parameter without a gradient is left as it is.
 
     Args:
         params: Tensors, or (name, Tensor) pairs; unnamed ones are called "0", "1", …
@@ -30,8 +31,6 @@ class Optimizer(ABC):
         ConfigError: no parameter, one that comes twice or can't be written in place, or an impossible number.
         DTypeError: a parameter that is not f32.
     """
-
-    slots: tuple[str, ...] = ()
 
     def __init__(self, params: Iterable[Tensor | tuple[str, Tensor]], lr: float) -> None:
         self.params: dict[str, Tensor] = {}
@@ -55,27 +54,45 @@ class Optimizer(ABC):
         self.steps: dict[str, int] = dict.fromkeys(self.params, 0)
         self.state: dict[str, dict[str, Array]] = {}
 
-    def step(self, lr: float | None = None) -> None:
-        """Update every parameter that has a gradient, in place, with `lr` (default: the constructor's)."""
+    def step(self, lr: float | None = None, scale: float = 1.0) -> None:
+        """Update every parameter that has a gradient, in place, in one native call.
+
+        Args:
+            lr: default: the constructor's.
+            scale: gradients count as if multiplied by it (`clip_scale` finds it); they are not written.
+
+        Raises:
+            ShapeError: a gradient is of another shape than its parameter. Nothing is changed then.
+        """
         rate = self.lr if lr is None else number("lr", lr)
-        for name, tensor in self.params.items():
-            if tensor.grad is None:
-                continue
-            grad = tensor.grad.data
+        factor = number("scale", scale)
+        ready = {name: tensor for name, tensor in self.params.items() if tensor.grad is not None}
+        grads = [tensor.grad.data for tensor in ready.values() if tensor.grad is not None]
+        for (name, tensor), grad in zip(ready.items(), grads, strict=True):
             if grad.shape != tensor.data.shape:
                 raise ShapeError(
                     f"{type(self).__name__}.step: gradient of {name} is {grad.shape}, the parameter is "
                     f"{tensor.data.shape}"
                 )
+        for name, tensor in ready.items():
             if name not in self.state:
-                self.state[name] = {slot: np.zeros(tensor.data.shape, np.float32) for slot in self.slots}
+                layout = self._layout(tensor.data)
+                self.state[name] = {slot: np.zeros(shape, dtype) for slot, (shape, dtype) in layout.items()}
             self.steps[name] += 1
-            self._update(tensor, np.asarray(grad, order="C"), self.state[name], self.steps[name], rate)
             tensor.version += 1  # the tape refuses a backward through values from before this write
+        self._update(list(ready), [tensor.data for tensor in ready.values()], grads, rate, factor)
 
     @abstractmethod
-    def _update(self, tensor: Tensor, grad: Array, state: Mapping[str, Array], step: int, lr: float) -> None:
-        """Writes the parameter and its state in place, for its `step`-th update (from 1)."""
+    def _layout(self, data: Array) -> Layout:
+        """What a parameter's state consists of."""
+
+    @abstractmethod
+    def _update(self, names: list[str], data: list[Array], grads: list[Array], lr: float, scale: float) -> None:
+        """Writes the parameters and their state in place; their `steps` count this one already."""
+
+    def _slot(self, names: list[str], slot: str) -> list[Any]:
+        """That array of each parameter's state, None where it has none."""
+        return [self.state[name].get(slot) for name in names]
 
     def zero_grad(self) -> None:
         """Drop all gradients."""
@@ -83,7 +100,7 @@ class Optimizer(ABC):
             tensor.grad = None
 
     def state_dict(self, copy: bool = True) -> dict[str, Any]:
-        """{"kind": class name, "steps": {parameter: count}, "arrays": {"parameter:slot": f32 array}}.
+        """{"kind": class name, "steps": {parameter: count}, "arrays": {"parameter:slot": array}}.
 
         Hyper-parameters are not part of it: they belong to the run's configuration. With ``copy=False`` the
         arrays are the live ones, which the next step changes.
@@ -108,18 +125,19 @@ class Optimizer(ABC):
             odd = sorted(set(state["steps"]) ^ set(self.params))
             raise CheckpointError(f"optimizer state has other parameters; {odd[0]} is on one side only")
         loaded: dict[str, dict[str, Array]] = {}
+        layouts = {name: self._layout(tensor.data) for name, tensor in self.params.items()}
         for key, array in state["arrays"].items():
             name, _, slot = key.rpartition(":")
-            if name not in self.params or slot not in self.slots:
+            if slot not in layouts.get(name, ()):
                 raise CheckpointError(f"optimizer state has an unknown array {key}")
-            if array.shape != self.params[name].data.shape or array.dtype != np.float32:
+            shape, dtype = layouts[name][slot]
+            if array.shape != shape or array.dtype != dtype:
                 raise CheckpointError(
-                    f"optimizer state {key} is {array.dtype} {array.shape}, its parameter is "
-                    f"float32 {self.params[name].data.shape}"
+                    f"optimizer state {key} is {array.dtype} {array.shape}, not {np.dtype(dtype)} {shape}"
                 )
-            loaded.setdefault(name, {})[slot] = np.array(array, np.float32, order="C")
+            loaded.setdefault(name, {})[slot] = np.array(array, dtype, order="C")
         for name, count in state["steps"].items():
-            if (count > 0 and set(loaded.get(name, ())) != set(self.slots)) or count < 0:
+            if (count > 0 and loaded.get(name, {}).keys() != layouts[name].keys()) or count < 0:
                 raise CheckpointError(f"optimizer state of {name} is incomplete: {count} steps")
         self.steps = {name: int(state["steps"][name]) for name in self.params}
         self.state = loaded

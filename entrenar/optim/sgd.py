@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
+import numpy as np
+
+from entrenar.backend import cpu
 from entrenar.errors import ConfigError
-from entrenar.optim.optimizer import Array, Optimizer, number
+from entrenar.optim.optimizer import Array, Layout, Optimizer, number
 from entrenar.tensor import Tensor
 
 
@@ -35,9 +38,10 @@ class SGD(Optimizer):
         self.nesterov = bool(nesterov)
         if self.nesterov and self.momentum == 0:
             raise ConfigError("nesterov", "needs a momentum above 0")
-        self.slots = ("momentum",) if self.momentum else ()
 
-    def _update(self, tensor: Tensor, grad: Array, state: Mapping[str, Array], step: int, lr: float) -> None:
-        tensor.backend.sgd_step(
-            tensor.data, grad, state.get("momentum"), lr, self.momentum, self.weight_decay, self.nesterov
-        )
+    def _layout(self, data: Array) -> Layout:
+        return {"momentum": (data.shape, np.float32)} if self.momentum else {}
+
+    def _update(self, names: list[str], data: list[Array], grads: list[Array], lr: float, scale: float) -> None:
+        momenta = self._slot(names, "momentum") if self.momentum else None
+        cpu.sgd_step(data, grads, momenta, lr, self.momentum, self.weight_decay, self.nesterov, scale)

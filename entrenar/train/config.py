@@ -43,11 +43,13 @@ class TrainConfig:
         0.0, "share of the data, from its end, held out for evaluation where there is no valid file", below=1
     )
     # optimizer
-    optimizer: Literal["adamw", "adam", "sgd"] = _setting("adamw", "optimizer")
+    optimizer: Literal["adamw", "adamw_8bit", "adam", "sgd"] = _setting(
+        "adamw", "optimizer; adamw_8bit keeps Adam's moments in a byte each: 2 bytes a parameter instead of 8"
+    )
     learning_rate: float | None = _setting(
         None, "peak learning rate; by default what suits the model's width (docs/training.md)", above=0
     )
-    weight_decay: float = _setting(0.0, "decoupled for adamw, L2 for adam and sgd")
+    weight_decay: float = _setting(0.0, "decoupled for adamw and adamw_8bit, L2 for adam and sgd")
     adam_beta1: float = _setting(0.9, "decay of Adam's first moment", below=1)
     adam_beta2: float = _setting(0.999, "decay of Adam's second moment", below=1)
     adam_epsilon: float = _setting(1e-8, "added to the root of Adam's second moment")
@@ -105,6 +107,8 @@ class TrainConfig:
                 raise ConfigError(key, f"is no setting{f'; did you mean {near[0]}?' if near else ''}")
             if name in settings:
                 raise ConfigError(key, f"is another spelling of {name}, which is given as well")
+            if name == "optimizer" and isinstance(value, str):
+                value = OPTIMIZER_ALIASES.get(value, value)
             settings[name] = value
         return cls(**settings)
 
@@ -139,6 +143,14 @@ ALIASES: Mapping[str, str] = {
     "val_batches": "eval_batches",
     "grad_checkpoint": "gradient_checkpointing",
     "epochs": "num_train_epochs",
+}
+
+# the same of optimizers
+OPTIMIZER_ALIASES: Mapping[str, str] = {
+    "adamw_torch": "adamw",
+    "adamw_torch_fused": "adamw",
+    "adamw8bit": "adamw_8bit",
+    "adamw_bnb_8bit": "adamw_8bit",
 }
 
 

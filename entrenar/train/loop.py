@@ -19,7 +19,7 @@ from entrenar.formats.files import write_json
 from entrenar.observe.curve import write_curve
 from entrenar.observe.events import emit, subscribed
 from entrenar.observe.sinks import MetricsWriter, read_metrics
-from entrenar.optim import clip_grad_norm
+from entrenar.optim import clip_scale, grad_norm
 from entrenar.tensor import default_rng, manual_seed
 from entrenar.train.config import TrainConfig
 from entrenar.train.data import AnyPath, TrainingData, batches_per_epoch, prepare
@@ -214,12 +214,12 @@ class Trainer:
             self.sampler.load_state_dict(before[1])
             self.optimizer.zero_grad()
             raise
-        norm = clip_grad_norm(self.parameters.values(), self.config.max_grad_norm or math.inf)
+        norm = grad_norm(self.parameters.values())
         rate = self.schedule(progress.step)
         progress.step += 1
         progress.elapsed = time.monotonic() - self._clock
         if math.isfinite(loss) and math.isfinite(norm):
-            self.optimizer.step(rate)
+            self.optimizer.step(rate, clip_scale(norm, self.config.max_grad_norm or math.inf))
             self.optimizer.zero_grad()
             progress.tokens += total
             progress.consecutive = 0

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from entrenar.optim import SGD, Adam, AdamW, Optimizer, schedule
+from entrenar.optim import SGD, Adam, AdamW, AdamW8bit, Optimizer, schedule
 from entrenar.tensor import Tensor
 from entrenar.train.config import TrainConfig
 
@@ -20,8 +20,9 @@ ADAPTER_RATE, FULL_RATE, WIDTH, POWER = 5e-4, 5e-5, 2000, 0.781
 
 OPTIMIZERS: Mapping[str, Callable[[TrainConfig, Mapping[str, Tensor]], Optimizer]] = {
     "sgd": lambda c, p: SGD(p.items(), _rate(c), c.momentum, c.weight_decay),
-    "adam": lambda c, p: Adam(p.items(), _rate(c), (c.adam_beta1, c.adam_beta2), c.adam_epsilon, c.weight_decay),
-    "adamw": lambda c, p: AdamW(p.items(), _rate(c), (c.adam_beta1, c.adam_beta2), c.adam_epsilon, c.weight_decay),
+    "adam": lambda c, p: _adam(Adam, c, p),
+    "adamw": lambda c, p: _adam(AdamW, c, p),
+    "adamw_8bit": lambda c, p: _adam(AdamW8bit, c, p),
 }
 
 SCHEDULES: Mapping[str, Callable[[TrainConfig, int, int], schedule.Schedule]] = {
@@ -45,6 +46,10 @@ def resolved(config: TrainConfig, model: CausalLM) -> TrainConfig:
 def _rate(config: TrainConfig) -> float:
     assert config.learning_rate is not None  # resolved
     return config.learning_rate
+
+
+def _adam(kind: type[Adam], c: TrainConfig, parameters: Mapping[str, Tensor]) -> Optimizer:
+    return kind(parameters.items(), _rate(c), (c.adam_beta1, c.adam_beta2), c.adam_epsilon, c.weight_decay)
 
 
 def make_optimizer(config: TrainConfig, parameters: Mapping[str, Tensor]) -> Optimizer:

@@ -111,9 +111,9 @@ def test_read_only_arrays_are_never_written() -> None:
         lambda: _native.add_(x, y),
         lambda: _native.scale_(x, 2.0),
         lambda: _native.matmul(y.reshape(2, 2), y.reshape(2, 2), out=x.reshape(2, 2)),
-        lambda: _native.adam_step(x, y, y.copy(), y.copy(), 0.1, 0.9, 0.99, 1e-8, 0.0, 1, True),
-        lambda: _native.adam_step(y.copy(), y, y.copy(), x, 0.1, 0.9, 0.99, 1e-8, 0.0, 1, True),
-        lambda: _native.sgd_step(y.copy(), y, x, 0.1, 0.9, 0.0, False),
+        lambda: _native.adam_step([x], [y], [y.copy()], [y.copy()], [1], 0.1, 0.9, 0.99, 1e-8, 0.0, True),
+        lambda: _native.adam_step([y.copy()], [y], [y.copy()], [x], [1], 0.1, 0.9, 0.99, 1e-8, 0.0, True),
+        lambda: _native.sgd_step([y.copy()], [y], [x], 0.1, 0.9, 0.0, False),
     ):
         with pytest.raises(DTypeError, match="read-only"):
             call()
@@ -123,19 +123,24 @@ def test_read_only_arrays_are_never_written() -> None:
 def test_overlapping_arrays_of_an_optimizer_are_refused() -> None:
     whole = np.ones(400, np.float32)
     parts = [whole[:100], whole[100:200], whole[200:300], whole[300:]]
+    other = [np.ones(9, np.float32) for _ in range(4)]
     for moved in range(4):
         for onto in range(4):
             if moved != onto:
                 arrays = list(parts)
                 arrays[moved] = whole[onto * 100 + 37 :][:100] if onto < 3 else whole[263:363]
-                with pytest.raises(UsageError, match="overlap"):
-                    _native.adam_step(*arrays, 0.1, 0.9, 0.99, 1e-8, 0.0, 1, True)
-    for arrays in ((whole[:50], whole[49:99], None), (whole[:50], whole[50:100], whole[99:149]),
-                   (whole[:50], whole[50:100], whole[1:51])):  # fmt: skip
+                for order in ((arrays, other), (other, arrays)):
+                    with pytest.raises(UsageError, match="overlap"):
+                        _native.adam_step(*map(list, zip(*order, strict=True)), [1, 1], 0.1, 0.9, 0.99, 1e-8, 0.0, True)
+    for p, g, buf in ((whole[:50], whole[49:99], None), (whole[:50], whole[50:100], whole[99:149]),
+                      (whole[:50], whole[50:100], whole[1:51])):  # fmt: skip
         with pytest.raises(UsageError, match="overlap"):
-            _native.sgd_step(*arrays, 0.1, 0.9 if arrays[2] is not None else 0.0, 0.0, False)
+            _native.sgd_step([p], [g], None if buf is None else [buf], 0.1, 0.0 if buf is None else 0.9, 0.0, False)
+    with pytest.raises(UsageError, match="overlap"):  # one parameter twice
+        _native.sgd_step([whole[:9], whole[:9]], [other[0], other[1]], None, 0.1, 0.0, 0.0, False)
     np.testing.assert_array_equal(whole, 1.0)
-    _native.sgd_step(whole[:50], whole[50:100], whole[100:150], 0.1, 0.9, 0.0, False)  # neighbours are apart
+    _native.sgd_step([whole[:50]], [whole[50:100]], [whole[100:150]], 0.1, 0.9, 0.0, False)  # neighbours are apart
+    _native.sgd_step([whole[:50], whole[100:150]], [whole[50:100]] * 2, None, 0.1, 0.0, 0.0, False)  # read twice
 
 
 def test_sizes_that_overflow_are_memory_errors() -> None:
