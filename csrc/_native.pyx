@@ -335,6 +335,14 @@ cdef cnp.ndarray empty(tuple shape, int typenum=cnp.NPY_FLOAT32, str op="allocat
     return out
 
 
+def buffer(shape, dtype=np.float32):
+    """A new array of float32, float16 or bfloat16, C-contiguous and 64-byte aligned, its values undefined."""
+    cdef en_dtype type
+    cdef cnp.ndarray model = np.empty(0, dtype)
+    weight_type(model, "buffer", "dtype", &type)
+    return empty(tuple(shape), cnp.PyArray_TYPE(model), "buffer")
+
+
 cdef cnp.ndarray plain(object x, str op, str name):
     """x as an array of NumPy's own class: a subclass may say anything of its shape."""
     if not cnp.PyArray_Check(x):

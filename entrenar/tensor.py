@@ -1,4 +1,4 @@
-"""Tensor and the tape: an N-d float32 array that remembers how it was computed, for gradients to flow back.
+"""Tensor and the tape: an N-d array that remembers how it was computed, for gradients to flow back.
 
 An operation is one function that returns its result and the way back, ``(out, vjp)``. The `op` decorator runs
 it and, where an operand needs a gradient, puts a `Node` on the tape: the vjp (vector-Jacobian product) and
@@ -27,6 +27,7 @@ from entrenar.random import default_rng, manual_seed
 
 __all__ = [
     "OPS", "Array", "Tensor", "Vjp", "as_tensor", "checkpoint", "default_rng", "manual_seed", "no_grad", "op",
+    "taping",
 ]
 
 Array: TypeAlias = npt.NDArray[Any]
@@ -37,7 +38,8 @@ Vjp: TypeAlias = Callable[[Array], Sequence[Array | None]]
 P = ParamSpec("P")
 
 FLOAT32 = np.dtype(np.float32)
-HALF = (np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+HALF = (np.dtype(np.float16), BFLOAT16)
 OPS: dict[str, Callable[..., Tensor]] = {}  # every operation by name; tests walk it
 
 
@@ -46,8 +48,9 @@ class Tensor:
 
     Attributes:
         data: float32 array of any strides, shared with the array given; for frozen weights also float16 or
-            bfloat16. A result on the tape is read-only, because a vjp may read it again.
-        grad: what `backward` has accumulated (leaves only; float32, contiguous, own memory), or None.
+            bfloat16, and bfloat16 for what flows through operations that serve it. A result on the tape is read-only,
+            because a vjp may read it again.
+        grad: what `backward` has accumulated (leaves only; of the tensor's type, contiguous, own memory), or None.
         requires_grad: whether `backward` should reach it.
         version: how often `data` of a leaf was written in place. Whoever writes (an optimizer) adds one; a
             backward through values from before the write is then a GraphError, not a wrong gradient.
@@ -120,7 +123,7 @@ class Tensor:
     def backward(self, grad: Operand | None = None) -> None:
         """Add d(self · grad)/d(leaf) to the `.grad` of each leaf that requires it, and free the graph.
 
-        grad: same shape as self; may be left out for a single element (then 1).
+        grad: same shape as self, float32 or self's type; may be left out for a single element (then 1).
 
         Raises:
             GraphError: nothing here requires a gradient, a part of the graph was freed by an earlier
@@ -134,9 +137,9 @@ class Tensor:
         g = np.ones(self.shape, FLOAT32) if grad is None else as_tensor(grad).data
         if g.shape != self.shape:
             raise ShapeError(f"backward: grad has shape {g.shape}, the tensor {self.shape}")
-        if g.dtype != FLOAT32:
+        if g.dtype not in (FLOAT32, self.dtype):
             raise DTypeError(f"backward: grad is {g.dtype}; give float32")
-        _backward(self, g)
+        _backward(self, g if g.dtype == self.dtype else cpu.convert(g, self.dtype))
 
     if TYPE_CHECKING:  # attached by the operations in entrenar.ops, see `op`
 
@@ -217,44 +220,61 @@ def no_grad() -> Any:
     return _set_mode(False)
 
 
+def taping() -> bool:
+    """Whether this thread keeps ways back now: not in `no_grad`, nor in the first run of a `checkpoint`."""
+    return _mode.taping
+
+
 def op(
-    *, method: str | None = None, reflected: str | None = None, half: str | None = None
+    *,
+    method: str | None = None,
+    reflected: str | None = None,
+    half: tuple[str, ...] = (),
+    flow: tuple[str, ...] = (),
 ) -> Callable[[Callable[P, tuple[Array, Vjp]]], Callable[P, Tensor]]:
     """Make an operation of a function that returns ``(out, vjp)``, and enter it into OPS under its name.
 
-    Its operands are the arguments that are Tensors, or Tensors inside a list or tuple; `vjp` returns one
+    Its operands are the arguments that are Tensors, or Tensors inside lists and tuples; `vjp` returns one
     gradient for each, in the order of the signature. Leading parameters annotated as Tensor also take numbers
     and arrays.
 
     method, reflected: names under which Tensor gets it as a method, as it is and with two operands exchanged.
-    half: the one parameter that may be 16-bit storage.
+    half: parameters that may be 16-bit storage of frozen weights.
+    flow: parameters that may be bfloat16 instead of float32, all of one call the same. The others are float32.
     """
 
     def decorate(fn: Callable[P, tuple[Array, Vjp]]) -> Callable[P, Tensor]:
         name = fn.__name__
-        signature = inspect.signature(fn)
-        kinds = [getattr(p.annotation, "__name__", str(p.annotation)) for p in signature.parameters.values()]
+        parameters = inspect.signature(fn).parameters
+        names = tuple(parameters)
+        kinds = [getattr(p.annotation, "__name__", str(p.annotation)) for p in parameters.values()]
         leading = next((i for i, kind in enumerate(kinds) if not kind.startswith("Tensor")), len(kinds))
-        half_index = list(signature.parameters).index(half) if half else -1
+        types = [(FLOAT32, *HALF) if n in half else (FLOAT32, BFLOAT16)[: 1 + (n in flow)] for n in names]
 
         @wraps(fn)
         def operation(*given: Any, **named: Any) -> Tensor:
             args = list(given)
-            if named:
-                bound = signature.bind(*given, **named)
-                bound.apply_defaults()
-                args = list(bound.args)
             operands: list[Tensor] = []
-            for i, arg in enumerate(args):
-                if i < leading and arg is not None and not isinstance(arg, Tensor):
-                    args[i] = arg = Tensor(arg)
-                found = arg if isinstance(arg, (tuple, list)) else (arg,)
-                for tensor in found:
-                    if isinstance(tensor, Tensor):
-                        if tensor.data.dtype != FLOAT32 and i != half_index:
-                            raise DTypeError(f"{name}: argument {i} is {tensor.dtype} storage; give float32")
-                        operands.append(tensor)
-            out, vjp = fn(*args)  # type: ignore[call-arg]
+            flowing = set()
+            for i, parameter in enumerate(names):
+                value = args[i] if i < len(args) else named.get(parameter)
+                if i < leading and value is not None and not isinstance(value, Tensor):
+                    value = Tensor(value)
+                    if i < len(args):
+                        args[i] = value
+                    else:
+                        named[parameter] = value
+                for tensor in (value,) if isinstance(value, Tensor) else _tensors_in(value):
+                    dtype = tensor.data.dtype
+                    if dtype not in types[i]:
+                        raise DTypeError(f'{name}: {parameter} is {dtype}; give float32, see ops.cast(x, "f32")')
+                    if parameter in flow:
+                        flowing.add(dtype)
+                    operands.append(tensor)
+            if len(flowing) > 1:
+                both = " and ".join(flow)
+                raise DTypeError(f'{name}: {both} are float32 and bfloat16; ops.cast(x, "f32"|"bf16") makes them one')
+            out, vjp = fn(*args, **named)
             return _record(name, operands, out, vjp)
 
         if method:
@@ -265,6 +285,16 @@ def op(
         return operation
 
     return decorate
+
+
+def _tensors_in(value: Any) -> Iterator[Tensor]:
+    """The Tensors inside nested lists and tuples, in order."""
+    if isinstance(value, (tuple, list)):
+        for item in value:
+            if isinstance(item, Tensor):
+                yield item
+            else:
+                yield from _tensors_in(item)
 
 
 def _record(name: str, operands: Sequence[Tensor], out: Array, vjp: Vjp) -> Tensor:
@@ -332,22 +362,29 @@ def _backward(root: Tensor, g: Array, since: int = 0) -> dict[Node, tuple[Array,
             if isinstance(parent, Tensor):
                 _add_to_leaf(parent, d, ours)
             elif parent in pending:
-                pending[parent] = (_sum(*pending[parent], d), True)
+                pending[parent] = (_sum(*pending[parent], d, ours), True)
             else:
                 pending[parent] = (d, ours)
     return pending
 
 
-def _sum(held: Array, ours: bool, d: Array) -> Array:
-    if not ours:
-        return cpu.binary("add", held, d)
-    cpu.add_(held, d if d.flags.c_contiguous else cpu.copy(d))
+def _sum(held: Array, held_is_ours: bool, d: Array, d_is_ours: bool = False) -> Array:
+    """held + d, in the memory of one of them where it is ours to write."""
+    if not held_is_ours:
+        if not d_is_ours:
+            return cpu.binary("add", held, d)
+        held, d = d, held
+    cpu.add_(held, d if d.flags.c_contiguous else _copy(d))
     return held
+
+
+def _copy(d: Array) -> Array:
+    return cpu.copy(d) if d.dtype == FLOAT32 else np.array(d, order="C")
 
 
 def _add_to_leaf(leaf: Tensor, d: Array, ours: bool) -> None:
     if leaf.grad is None:
-        leaf.grad = _wrap(d if ours else cpu.copy(d))
+        leaf.grad = _wrap(d if ours else _copy(d))
     else:
         _sum(leaf.grad.data, True, d)
 
@@ -375,19 +412,22 @@ def checkpoint(fn: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
     nodes = [t._node for t in outside]
 
     def vjp(g: Array) -> list[Array | None]:
-        inputs = [_leaf(a) if isinstance(a, Tensor) else a for a in args]
+        inputs = [_argument(a) if isinstance(a, Tensor) else a for a in args]
         since = next(Node._numbers)
         with default_rng.replay(rng), _set_mode(True):
             again = fn(*inputs, **kwargs)
         beyond = _backward(again, g, since)
-        to_args = [a.grad.data if a.grad else None for a in inputs if isinstance(a, Tensor)]
-        to_nodes = [None if n is None or n not in beyond else cpu.copy(beyond[n][0]) for n in nodes]
-        return to_args + to_nodes  # leaves outside already have theirs
+        sources = [a._node for a in inputs if isinstance(a, Tensor)] + nodes
+        # one array may have reached two of them; what is g is told from it by the walk outside
+        found = [beyond.get(n) if n else None for n in sources]  # leaves outside already have theirs
+        return [f and (f[0] if f[1] or np.may_share_memory(f[0], g) else _copy(f[0])) for f in found]
 
     return _record("checkpoint", [*(a for a in args if isinstance(a, Tensor)), *outside], out.data, vjp)
 
 
-def _leaf(tensor: Tensor) -> Tensor:
-    leaf = tensor.detach()
-    leaf.requires_grad = tensor.requires_grad
-    return leaf
+def _argument(tensor: Tensor) -> Tensor:
+    """The same data with a node of its own, where the walk over a second run ends."""
+    argument = tensor.detach()
+    if tensor.requires_grad:
+        argument.requires_grad, argument._node = True, Node("argument", [], None)
+    return argument

@@ -213,3 +213,109 @@ for ignore, denominator in ((-100, None), (-100, 2.5), (6, None)):
         call=lambda x, y=labels, i=ignore, d=denominator: ops.cross_entropy(x, y, i, d),
         reference=lambda x, y=labels, i=ignore, d=denominator: ref.cross_entropy(x, y, i, d),
     )
+
+# ---- fused operations
+sample("cast", normal(3, 5), call=lambda x: ops.cast(x, "f32"), reference=lambda x: x)
+
+Operands = tuple[Array, ...]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What a sample of `projection` has around its parts: sizes are of weights (out, 5) with their biases and ranks."""
+
+    outs: tuple[int, ...] = (7,)
+    biases: tuple[bool, ...] = (False,)
+    ranks: tuple[int, ...] = (0,)
+    norm: bool = False
+    gated: bool = False
+    residual: bool = False
+    dropout: float = 0.0
+
+    def operands(self) -> Operands:
+        d = 5
+        xs = [normal(2, 3, 2 * d if self.gated else d)]
+        for out, bias, rank in zip(self.outs, self.biases, self.ranks, strict=True):
+            xs += [normal(out, d)] + [normal(out)] * bias + [normal(rank, d), normal(out, rank)] * (rank > 0)
+        return (*xs, *[normal(d)] * self.norm, *[normal(2, 3, sum(self.outs))] * self.residual)
+
+    def _parts(self, xs: list[Any]) -> list[tuple[Any, Any, Any]]:
+        """Takes (weight, bias or None, (a, b, scale) or None) of each part off xs; scales are 0.5, 1.5, 2.5."""
+        return [
+            (xs.pop(0), xs.pop(0) if bias else None, (xs.pop(0), xs.pop(0), i + 0.5) if rank else None)
+            for i, (bias, rank) in enumerate(zip(self.biases, self.ranks, strict=True))
+        ]
+
+    def call(self, x: Tensor, *others: Tensor) -> Tensor:
+        manual_seed(7)
+        xs = list(others)
+        parts = [ops.Part(w, c, lora and ops.Lora(*lora)) for w, c, lora in self._parts(xs)]
+        norm = (xs.pop(0), 1e-3) if self.norm else None
+        return ops.projection(x, parts, norm, self.gated, xs.pop() if self.residual else None, self.dropout)
+
+    def reference(self, x: Array, *others: Array) -> Array:
+        manual_seed(7)
+        xs = list(others)
+        parts = self._parts(xs)
+        h = ref.rms_norm(x, xs.pop(0), 1e-3) if self.norm else ref.silu(x[..., :5]) * x[..., 5:] if self.gated else x
+        outs = []
+        for w, c, lora in parts:
+            outs.append(ref.linear(h, w, c))
+            if lora:
+                mask = ops.dropout(Tensor(np.ones(h.shape)), self.dropout).numpy() if self.dropout else 1
+                outs[-1] = outs[-1] + lora[2] * ref.linear(ref.linear(h * mask, lora[0]), lora[1])
+        return np.concatenate(outs, -1) + (xs.pop() if self.residual else 0)
+
+
+LAYERS = {
+    "one": Layer(),
+    "qkv": Layer((7, 3, 3), (True, False, True), (2, 3, 1), norm=True),
+    "one adapter": Layer((7, 3, 3), (False,) * 3, (0, 2, 0), norm=True),
+    "output": Layer((5,), (False,), (2,), residual=True),
+    "gate and up": Layer((6, 6), (False,) * 2, (2, 2), norm=True),
+    "down": Layer((5,), (True,), (2,), gated=True, residual=True),
+    "dropout": Layer((7, 4, 3), (False,) * 3, (2, 0, 3), norm=True, dropout=0.4),
+    "gated dropout": Layer((7,), (False,), (2,), gated=True, dropout=0.4),
+}
+for kind, layer in LAYERS.items():
+    sample("projection", *layer.operands(), call=layer.call, reference=layer.reference, what=kind)
+
+
+def rope_attention_reference(
+    qkv: Array, heads: int, kv_heads: int, cos: Array, sin: Array, scale: float, **options: Any
+) -> Array:
+    batch, tokens, _ = qkv.shape
+    x = qkv.reshape(batch, tokens, heads + 2 * kv_heads, -1)
+    q, k, v = np.split(x, [heads, heads + kv_heads], 2)
+    o = ref.attention(ref.rope(q, cos, sin, False), ref.rope(k, cos, sin, False), v, scale, **options)
+    return o.reshape(batch, tokens, -1)
+
+
+TABLE = [f(ANGLES).astype(np.float32) for f in (np.cos, np.sin)]
+for kind, heads, kv_heads, table, options in (
+    ("one head", 1, 1, [t[0] for t in TABLE], {}),
+    ("grouped", 4, 2, TABLE, {}),
+    ("window", 2, 1, [t[0] for t in TABLE], {"window": 2}),
+    ("part packed", 2, 2, [t[0, :, :2] for t in TABLE], {"starts": np.array([[0, 0, 2, 2, 2], [0, 1, 1, 1, 4]])}),
+):
+    sample(
+        "rope_attention", normal(2, 5, (heads + 2 * kv_heads) * 6), what=kind,
+        call=lambda x, a=(heads, kv_heads, *table, 0.4), o=options: ops.rope_attention(x, *a, **o),
+        reference=lambda x, a=(heads, kv_heads, *table, 0.4), o=options: rope_attention_reference(x, *a, **o),
+    )
+
+for kind, ignore, denominator, shapes in (
+    ("weight", -100, None, [(9, 5)]),
+    ("masked", 6, 2.5, [(9, 5)]),
+    ("all", -100, 2.5, [(9, 5), (9,), (2, 5), (9, 2)]),
+):
+    labels = np.where(LABELS == -100, ignore, LABELS)
+    sample(
+        "linear_cross_entropy", normal(2, 3, 5), *(normal(*s) for s in shapes), what=kind,
+        call=lambda x, w, c=None, a=None, b=None, y=labels, i=ignore, d=denominator: ops.linear_cross_entropy(
+            x, ops.Part(w, c, None if a is None else ops.Lora(a, b, 1.5)), y, i, d
+        ),
+        reference=lambda x, w, c=None, a=None, b=None, y=labels, i=ignore, d=denominator: ref.cross_entropy(
+            ref.linear(x, w, c) + (0 if a is None else 1.5 * ref.linear(ref.linear(x, a), b)), y, i, d
+        ),
+    )

@@ -10,7 +10,7 @@ from entrenar.ops._arrays import as_ids, contiguous
 from entrenar.tensor import FLOAT32, Array, Tensor, Vjp, op
 
 
-@op(half="weight")
+@op(half=("weight",))
 def embedding(weight: Tensor, ids: npt.ArrayLike) -> tuple[Array, Vjp]:
     """weight[ids] as float32: weight (V, D), float16 or bfloat16 where frozen, ids integers of any shape.
 

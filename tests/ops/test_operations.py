@@ -51,11 +51,10 @@ def test_16_bit_weights_are_used_as_they_are(dtype: type) -> None:
 def test_16_bit_storage_is_refused_elsewhere(dtype: type) -> None:
     w, x = Tensor(np.ones((3, 3), dtype)), zeros(3, 3)
     for call in (
-        lambda: x + w, lambda: w @ x, lambda: ops.linear(w, x), lambda: ops.relu(w), lambda: ops.concat([x,
-        w]),
+        lambda: x + w, lambda: w @ x, lambda: ops.relu(w), lambda: ops.concat([x, w]),
         lambda: ops.linear(x, x, lora=(w, x, 1.0)), lambda: ops.rms_norm(x, w[0]),
     ):
-        with pytest.raises(DTypeError, match=r"float16 storage; give float32"):
+        with pytest.raises(DTypeError, match=r"float16; give float32, see ops.cast"):
             call()
     w.requires_grad = True
     for call in (lambda: ops.linear(x, w), lambda: ops.embedding(w, [0]), lambda: x @ w):
@@ -237,7 +236,7 @@ ERRORS: list[tuple[type[EntrenarError], str, Callable[[], object]]] = [
     (ShapeError, r"matmul: \(2, 3\) @ \(2, 3\)", lambda: zeros(2, 3) @ zeros(2, 3)),
     (ShapeError, r"matmul: \(2, 1, 3\) @ \(3, 3, 1\)", lambda: zeros(2, 1, 3) @ zeros(3, 3, 1)),
     (ShapeError, r"matmul: \(\) @ \(3,\)", lambda: zeros() @ zeros(3)),
-    (ShapeError, r"linear: x \(2, 3\), weight \(4, 5\)", lambda: ops.linear(zeros(2, 3), zeros(4, 5))),
+    (ShapeError, r"linear: a weight \(4, 5\) for an input \(..., 3\)", lambda: ops.linear(zeros(2, 3), zeros(4, 5))),
     (ShapeError, r"linear: bias \(5,\)", lambda: ops.linear(zeros(2, 3), zeros(4, 3), zeros(5))),
     (
         ShapeError, r"lora A \(2, 4\) and B \(4, 2\); needed are \(r, 3\) and \(4, r\)",
@@ -284,7 +283,7 @@ ERRORS: list[tuple[type[EntrenarError], str, Callable[[], object]]] = [
     (DTypeError, r"embedding: ids of type float64", lambda: ops.embedding(zeros(5, 2), [0.5])),
     (UsageError, r"dropout: p=1", lambda: ops.dropout(zeros(2), 1.0)),
     (UsageError, r"dropout: p=nan", lambda: ops.dropout(zeros(2), float("nan"))),
-    (ShapeError, r"labels \(3,\) for logits \(2, 5\)", lambda: ops.cross_entropy(zeros(2, 5), [0, 1, 2])),
+    (ShapeError, r"labels \(3,\) for rows \(2,\)", lambda: ops.cross_entropy(zeros(2, 5), [0, 1, 2])),
     (DataError, r"label 5 is outside 0 … 4", lambda: ops.cross_entropy(zeros(2, 5), [0, 5])),
     (DataError, r"label -1 ", lambda: ops.cross_entropy(zeros(2, 5), [0, -1])),
     (DataError, r"all 2 labels are -100", lambda: ops.cross_entropy(zeros(2, 5), [-100, -100])),
