@@ -56,7 +56,24 @@ def native(missing: list[str]) -> dict[str, Any]:
         "available_isas": list(backend.available_isas()),
         "threads": backend.get_num_threads(),
         "cores": cpu.get("cores"),
+        "peaks": in_billions(backend.cpu.peaks()),
     }
+
+
+def in_billions(peaks: dict[str, float]) -> dict[str, float]:
+    """What `cpu.peaks` gave, with units in the names."""
+    units = {"f32": "f32_gflops", "bf16": "bf16_gflops", "read": "read_gb_per_s", "copy": "copy_gb_per_s"}
+    return {units[name]: value / 1e9 for name, value in peaks.items()}
+
+
+def limits(peaks: dict[str, float] | None) -> str:
+    """In words: all threads at once, at this level, just measured; docs/performance.md says how."""
+    if peaks is None:
+        return "unknown"
+    return (
+        f"{peaks['f32_gflops']:,.0f} GFLOP/s in f32, {peaks['bf16_gflops']:,.0f} in bf16; "
+        f"memory {peaks['read_gb_per_s']:.1f} GB/s read, {peaks['copy_gb_per_s']:.1f} copied"
+    )
 
 
 def needed_packages() -> list[str]:
@@ -97,6 +114,7 @@ def show(facts: dict[str, Any], missing: list[str]) -> None:
         "CPU": f"{facts.get('cpu')}, {facts.get('cores')} cores",
         "kernels": f"{facts.get('isa')} (this CPU offers {', '.join(facts.get('available_isas', ()))})",
         "threads": f"{facts.get('threads')} (ENTRENAR_THREADS sets it)",
+        "at most": limits(facts.get("peaks")),
         "memory": f"{facts['memory_gb']['total']} GB, {facts['memory_gb']['available']} GB available",
         "GPU": facts["gpu"],
         "packages": ", ".join(f"{name} {version}" for name, version in facts["packages"].items()),

@@ -11,11 +11,9 @@ read and every result written once, whatever a kernel really did.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 from xml.sax.saxutils import escape
 
@@ -109,11 +107,9 @@ class Profile:
         """The records in the trace event format that chrome://tracing and ui.perfetto.dev show."""
         return {"displayTimeUnit": "ms", "traceEvents": [event(record) for record in self.records]}
 
-    def save_trace(self, path: str | Path) -> None:
-        Path(path).write_text(json.dumps(self.trace()), encoding="utf-8")
-
-    def save_svg(self, path: str | Path, peaks: Mapping[str, float] | None = None, title: str = "Time") -> None:
-        Path(path).write_text(draw(self.kernels(peaks), self.seconds, title), encoding="utf-8")
+    def svg(self, peaks: Mapping[str, float] | None = None, title: str = "Where the time goes") -> str:
+        """The same as a picture."""
+        return draw(self.kernels(peaks), self.seconds, title)
 
 
 def summed(records: Sequence[Record], peaks: Mapping[str, float] | None, by_sizes: bool) -> Kernel:

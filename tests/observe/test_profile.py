@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import xml.etree.ElementTree as ElementTree
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -69,9 +68,8 @@ def test_calls_of_several_threads_leave_nothing_between() -> None:
     assert profile.table().splitlines()[-1].split() == ["between", "kernels", "0.00", "0.0%"]
 
 
-def test_the_trace_is_what_viewers_read(tmp_path: Path) -> None:
-    known().save_trace(tmp_path / "trace.json")
-    events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+def test_the_trace_is_what_viewers_read() -> None:
+    events = json.loads(json.dumps(known().trace()))["traceEvents"]
     assert len(events) == 5
     second = events[1]
     assert (second["name"], second["ph"], second["ts"], second["dur"], second["tid"]) == (
@@ -81,9 +79,8 @@ def test_the_trace_is_what_viewers_read(tmp_path: Path) -> None:
     assert events[4]["name"] == "copy"
 
 
-def test_the_picture_has_a_bar_a_kernel_as_long_as_its_time(tmp_path: Path) -> None:
-    known().save_svg(tmp_path / "time.svg", PEAKS, "a < b")
-    root = ElementTree.fromstring((tmp_path / "time.svg").read_text())
+def test_the_picture_has_a_bar_a_kernel_as_long_as_its_time() -> None:
+    root = ElementTree.fromstring(known().svg(PEAKS, "a < b"))
     widths = [float(e.attrib["width"]) for e in root.iter(f"{SVG}rect")]
     whole, solid = widths[::2], widths[1::2]
     assert whole == [pytest.approx(whole[0] * ms / 8, abs=0.1) for ms in (8, 4, 1, 1, 6)]

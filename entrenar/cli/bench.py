@@ -1,0 +1,190 @@
+"""``entrenar bench step``: training steps of a model on random tokens: speed, memory, and where the time goes."""
+
+from __future__ import annotations
+
+import json
+import math
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+import entrenar
+from entrenar import backend
+from entrenar.cli.doctor import in_billions, limits
+from entrenar.cli.output import note, print_json
+from entrenar.cli.settings import option, positional
+from entrenar.errors import ConfigError, NonFiniteError, UsageError
+from entrenar.models.causal_lm import CausalLM
+from entrenar.models.flops import step_flops
+from entrenar.models.load import load
+from entrenar.models.spec import ModelConfig
+from entrenar.nn.lora import LoraConfig
+from entrenar.observe.profile import Kernel, Profile, draw, table
+from entrenar.optim import AdamW
+
+WARM_UP = 2  # steps before those that count: the first makes the optimizer's state, both fill caches
+PROFILED = 2  # steps after those that count, for the times of kernels
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """Measure training steps on random tokens.
+
+    Says tokens a second (the median step), useful FLOP/s, their share of what this machine can do at most (measured in
+    the same run, as `entrenar doctor` does), peak memory, and the time of each kernel. LoRA on all linear layers, or
+    with --full all weights.
+    """
+
+    what: Literal["step"] = positional("what to measure: step")
+    preset: str | None = option(None, "a known shape, such as qwen2.5-0.5b, with random weights")
+    model: str | None = option(None, "or a GGUF file or a Hugging Face directory")
+    full: bool = option(False, "train all weights, not an adapter")
+    rank: int = option(16, "rank of the adapter")
+    batch_size: int = option(2, "sequences a step")
+    seq_len: int = option(512, "tokens a sequence")
+    dtype: Literal["auto", "f32", "f16", "bf16"] = option(
+        "auto", "type of the weights; auto: as they are, a preset under an adapter in bf16 where that is fast"
+    )
+    quant: str | None = option(None, "4-bit weights; not in this version")
+    steps: int = option(8, "steps that count, after two that don't")
+    seed: int = option(0, "of weights and tokens")
+    profile: str | None = option(None, "write a trace of two more steps here, for ui.perfetto.dev")
+    picture: str | None = option(None, "write a picture of where the time goes here, SVG")
+    json: bool = option(False, "print one JSON object")
+
+    def __post_init__(self) -> None:
+        if (self.preset is None) == (self.model is None):
+            raise UsageError("give either --preset or --model")
+        if self.quant is not None:
+            raise ConfigError("quant", f"{self.quant!r}: this version keeps weights in 32 or 16 bit")
+        for name, least in (("batch_size", 1), ("seq_len", 2), ("steps", 1), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise ConfigError(name, f"{getattr(self, name)} must be at least {least}")
+
+    def run(self) -> int:
+        model = self.build()
+        context = model.config.max_position_embeddings
+        if self.seq_len > context:
+            raise ConfigError("seq_len", f"{self.seq_len} is beyond the model's context of {context}")
+        result, profile, kernels = self.measure(model)
+        if self.profile is not None:
+            Path(self.profile).write_text(json.dumps(profile.trace()), encoding="utf-8")
+        if self.picture is not None:
+            title = f"{PROFILED} steps of {result['model']}, {result['work']}"
+            Path(self.picture).write_text(draw(kernels, profile.seconds, title), encoding="utf-8")
+        if self.json:
+            print_json(result)
+        else:
+            show(result, kernels, profile.seconds)
+        return 0
+
+    def build(self) -> CausalLM:
+        """The model, ready to train."""
+        if self.model is not None:
+            model = load(self.model, dtype=self.dtype)
+        else:
+            dtype = self.dtype
+            if dtype == "auto" and not self.full and backend.cpu.fast_bf16():
+                dtype = "bf16"
+            model = CausalLM.from_config(ModelConfig.preset(self.preset or ""), seed=self.seed, dtype=dtype)
+        if not self.full:
+            config = LoraConfig(r=self.rank, lora_alpha=2 * self.rank, target_modules="all-linear")
+            model.add_lora(config, seed=self.seed)
+        return model.train()
+
+    def measure(self, model: CausalLM) -> tuple[dict[str, Any], Profile, list[Kernel]]:
+        """What ``--json`` prints, the profile of the last steps, and its rows."""
+        shape = (self.batch_size, self.seq_len)
+        ids = np.random.default_rng(self.seed).integers(0, model.config.vocab_size, shape)
+        step = stepper(model, ids)
+        for _ in range(WARM_UP):
+            loss = step()
+        if not math.isfinite(loss):
+            raise NonFiniteError(f"the loss of random tokens is {loss}")
+        seconds = []
+        for index in range(self.steps):
+            began = time.perf_counter()
+            step()
+            seconds.append(time.perf_counter() - began)
+            if not self.json:
+                note(f"step {index + 1}/{self.steps}  {ids.size / seconds[-1]:,.1f} tokens/s")
+        peak_rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        with Profile() as profile:
+            for _ in range(PROFILED):
+                step()
+        peaks = backend.cpu.peaks()  # last, because its buffer counts as memory
+        kernels = profile.kernels(peaks)
+        arithmetic: dict[str, float] = {"f32": 0.0, "bf16": 0.0}
+        for row in kernels:
+            arithmetic["bf16" if row.dtype == "bf16" else "f32"] += row.flops
+        kind = max(arithmetic, key=lambda name: arithmetic[name])
+        median = statistics.median(seconds)
+        flops = step_flops(model, *shape)
+        result = {
+            "work": "full" if self.full else f"lora-r{self.rank}",
+            "model": self.preset or self.model,
+            "batch_size": self.batch_size,
+            "seq_len": self.seq_len,
+            "dtype": self.dtype,
+            "arithmetic": kind,
+            "cpu": backend.cpu_info()["model"],
+            "isa": backend.isa(),
+            "threads": backend.get_num_threads(),
+            "version": entrenar.__version__,
+            "steps": self.steps,
+            "seconds_per_step": median,
+            "tokens_per_second": ids.size / median,
+            "tokens_per_second_range": [ids.size / max(seconds), ids.size / min(seconds)],
+            "tflops": flops / median / 1e12,
+            "share_of_peak": flops / median / peaks[kind],
+            "peaks": in_billions(peaks),
+            "peak_rss_gb": peak_rss,
+            "loss": loss,
+            "profiled_steps": PROFILED,
+            "kernels": [as_json(row) for row in kernels],
+        }
+        return result, profile, kernels
+
+
+def stepper(model: CausalLM, ids: np.ndarray[Any, np.dtype[np.int64]]) -> Callable[[], float]:
+    """A function that does one step and returns its loss."""
+    optimizer = AdamW(model.named_parameters(), lr=1e-4)
+
+    def step() -> float:
+        loss = model.loss(ids)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.item()
+
+    return step
+
+
+def as_json(row: Kernel) -> dict[str, Any]:
+    """A kernel's row, a step."""
+    return {
+        "name": row.name,
+        "dtype": row.dtype,
+        "calls": row.calls / PROFILED,
+        "seconds": row.seconds / PROFILED,
+        "gflops": row.gflops,
+        "gb_per_s": row.gb_per_s,
+        "roofline_share": row.roofline_share,
+    }
+
+
+def show(result: dict[str, Any], kernels: list[Kernel], seconds: float) -> None:
+    low, high = result["tokens_per_second_range"]
+    print(f"{result['model']}, {result['work']}, {result['batch_size']} x {result['seq_len']} tokens, "
+          f"{result['isa']}, {result['threads']} threads, loss {result['loss']:.3f}")  # fmt: skip
+    print(f"{result['tokens_per_second']:,.1f} tokens/s ({low:,.1f} to {high:,.1f}), "
+          f"{result['tflops']:.3f} useful TFLOP/s, {result['share_of_peak']:.1%} of the {result['arithmetic']} peak, "
+          f"{result['peak_rss_gb']:.2f} GiB at most")  # fmt: skip
+    print(f"this machine at most: {limits(result['peaks'])}\n")
+    print(table(kernels, seconds))
