@@ -38,7 +38,8 @@ cdef extern from "entrenar.h" nogil:
         EN_MAX_THREADS
 
     cdef struct en_view:
-        float *data
+        void *data
+        en_dtype type
         int ndim
         int64_t *shape
         int64_t *stride
@@ -95,49 +96,69 @@ cdef extern from "entrenar.h" nogil:
         double lr, momentum, weight_decay, scale
         int nesterov
 
+    cdef struct en_rope:
+        int64_t b, t, h, d, rot
+        en_dtype type
+        en_heads x, y
+        const float *cos
+        const float *sin
+        int64_t table_batch
+        int interleaved, inverse
+
+    cdef struct en_swiglu:
+        int64_t rows, n
+        en_dtype type
+        const void *gate
+        const void *up
+        int64_t gate_row, up_row
+        void *h
+        const void *g
+        void *dgate
+        void *dup
+        int64_t dgate_row, dup_row
+
     # The members as csrc/entrenar.h has them; wrappers below use them by name.
     cdef struct en_kernels:
         int fast_bf16
         en_status (*gemm)(const en_gemm *) noexcept nogil
         en_status (*attention)(const en_attention *) noexcept nogil
         en_status (*attention_backward)(const en_attention *) noexcept nogil
-        en_status (*copy)(const en_view *, float *) noexcept nogil
-        en_status (*unary)(en_unary, const en_view *, float *) noexcept nogil
-        en_status (*unary_backward)(en_unary, int64_t, const float *, const float *, float *) noexcept nogil
-        en_status (*binary)(en_binary, const en_view *, const en_view *, float *) noexcept nogil
-        en_status (*add_inplace)(int64_t, float *, const float *) noexcept nogil
-        en_status (*scale_inplace)(int64_t, float *, float) noexcept nogil
+        en_status (*copy)(const en_view *, en_dtype, void *) noexcept nogil
+        en_status (*unary)(en_unary, const en_view *, void *) noexcept nogil
+        en_status (*unary_backward)(en_unary, en_dtype, int64_t, const void *, const void *, void *) noexcept nogil
+        en_status (*binary)(en_binary, const en_view *, const en_view *, void *) noexcept nogil
+        en_status (*add_inplace)(en_dtype, int64_t, void *, const void *) noexcept nogil
+        en_status (*scale_inplace)(en_dtype, int64_t, void *, float) noexcept nogil
         en_status (*sum)(const en_view *, uint32_t, float *) noexcept nogil
         en_status (*sum_squares)(int64_t, const float *, double *) noexcept nogil
         en_status (*all_finite)(int64_t, const float *, int *) noexcept nogil
         en_status (*softmax)(int64_t, int64_t, const float *, float *) noexcept nogil
         en_status (*softmax_backward)(int64_t, int64_t, const float *, const float *, float *) noexcept nogil
-        en_status (*rms_norm)(int64_t, int64_t, const float *, const float *, double, float *, float *) noexcept nogil
-        en_status (*rms_norm_backward)(int64_t, int64_t, const float *, const float *, const float *, const float *,
-                                       float *, float *) noexcept nogil
+        en_status (*rms_norm)(en_dtype, int64_t, int64_t, const void *, const float *, double, void *,
+                              float *) noexcept nogil
+        en_status (*rms_norm_backward)(en_dtype, int64_t, int64_t, const void *, const void *, const float *,
+                                       const float *, void *, float *, void *) noexcept nogil
         en_status (*layer_norm)(int64_t, int64_t, const float *, const float *, const float *, double, float *,
                                 float *, float *) noexcept nogil
         en_status (*layer_norm_backward)(int64_t, int64_t, const float *, const float *, const float *, const float *,
                                          const float *, float *, float *, float *) noexcept nogil
-        en_status (*rope)(int64_t, int64_t, int64_t, int64_t, int64_t, const float *, const float *, const float *,
-                          int64_t, int, int, float *) noexcept nogil
-        en_status (*swiglu)(int64_t, const float *, const float *, float *) noexcept nogil
-        en_status (*swiglu_backward)(int64_t, const float *, const float *, const float *, float *,
-                                     float *) noexcept nogil
-        en_status (*embedding)(int64_t, int64_t, int64_t, en_dtype, const void *, const int64_t *,
-                               float *) noexcept nogil
-        en_status (*embedding_backward)(int64_t, int64_t, int64_t, const float *, const int64_t *, const int64_t *,
-                                        float *) noexcept nogil
-        en_status (*cross_entropy)(int64_t, int64_t, const float *, const int64_t *, int64_t, float *,
+        en_status (*rope)(const en_rope *) noexcept nogil
+        en_status (*swiglu)(const en_swiglu *) noexcept nogil
+        en_status (*swiglu_backward)(const en_swiglu *) noexcept nogil
+        en_status (*embedding)(int64_t, int64_t, int64_t, en_dtype, const void *, const int64_t *, en_dtype,
+                               void *) noexcept nogil
+        en_status (*embedding_backward)(int64_t, int64_t, int64_t, en_dtype, const void *, const int64_t *,
+                                        const int64_t *, float *) noexcept nogil
+        en_status (*cross_entropy)(en_dtype, int64_t, int64_t, const void *, const int64_t *, int64_t, float *,
                                    float *) noexcept nogil
-        en_status (*cross_entropy_backward)(int64_t, int64_t, const float *, const float *, const int64_t *,
-                                            const float *, int64_t, float *) noexcept nogil
-        en_status (*dropout)(int64_t, const float *, double, uint64_t, uint64_t, float *) noexcept nogil
+        en_status (*cross_entropy_backward)(en_dtype, int64_t, int64_t, const float *, const void *, const int64_t *,
+                                            const float *, int64_t, void *) noexcept nogil
+        en_status (*cross_entropy_gradient)(en_dtype, int64_t, int64_t, void *, const int64_t *, float, int64_t,
+                                            float *) noexcept nogil
+        en_status (*dropout)(en_dtype, int64_t, const void *, double, uint64_t, uint64_t, void *) noexcept nogil
         en_status (*square_sums)(int64_t, const en_param *, double *) noexcept nogil
         en_status (*adam_step)(int64_t, const en_param *, const en_adam *) noexcept nogil
         en_status (*sgd_step)(int64_t, const en_param *, const en_sgd *) noexcept nogil
-        en_status (*widen)(en_dtype, int64_t, const uint16_t *, float *) noexcept nogil
-        en_status (*narrow)(en_dtype, int64_t, const float *, uint16_t *) noexcept nogil
         en_status (*dequantize)(en_qtype, int64_t, const uint8_t *, en_dtype, void *) noexcept nogil
         double (*peak)(en_dtype, double) noexcept nogil
 
@@ -409,6 +430,56 @@ cdef int weight_type(cnp.ndarray a, str op, str name, en_dtype *result) except -
     else:
         raise DTypeError(f"{op}: {name} must be float32, float16 or bfloat16, not {(<object>a).dtype}")
     return 0
+
+
+cdef inline int size_of(en_dtype type) noexcept nogil:
+    return 4 if type == EN_F32 else 2
+
+
+cdef inline int typenum_of(en_dtype type) noexcept:
+    return cnp.NPY_FLOAT32 if type == EN_F32 else BF16
+
+
+cdef cnp.ndarray flowing(object x, str op, str name, en_dtype *type):
+    """x as an aligned native array of f32 or bf16, of any strides that are whole elements; *type says which."""
+    cdef cnp.ndarray a = plain(x, op, name)
+    cdef int num = cnp.PyArray_TYPE(a) if cnp.PyArray_ISNOTSWAPPED(a) else -1
+    if num != cnp.NPY_FLOAT32 and num != BF16:
+        raise DTypeError(f"{op}: {name} must be float32 or bfloat16, not {(<object>a).dtype}")
+    type[0] = EN_F32 if num == cnp.NPY_FLOAT32 else EN_BF16
+    return whole_strides(a, size_of(type[0]))
+
+
+cdef cnp.ndarray alike(object x, cnp.ndarray other, str op, str name, str name_of_other):
+    """x as an array of any whole strides and of the type of `other`."""
+    cdef en_dtype type
+    cdef cnp.ndarray a = flowing(x, op, name, &type)
+    if cnp.PyArray_TYPE(a) != cnp.PyArray_TYPE(other):
+        raise DTypeError(f"{op}: {name} is {(<object>a).dtype}, {name_of_other} {(<object>other).dtype}; they must be "
+                         f"the same")
+    return a
+
+
+cdef cnp.ndarray in_place(object x, str op, str name, en_dtype *type):
+    """x itself, which a kernel will write to: f32 or bf16, of any whole strides."""
+    cdef cnp.ndarray a = flowing(x, op, name, type)
+    if cnp.PyArray_DATA(a) != cnp.PyArray_DATA(x):
+        raise ShapeError(f"{op}: {name} is written in place and must be aligned")
+    if not cnp.PyArray_ISWRITEABLE(a):
+        raise DTypeError(f"{op}: {name} is written in place but read-only")
+    return a
+
+
+cdef cnp.ndarray dense(cnp.ndarray a, str op, str name):
+    """a itself where it is C-contiguous, as what is written in place must be."""
+    if not cnp.PyArray_IS_C_CONTIGUOUS(a):
+        raise ShapeError(f"{op}: {name} is written in place and must be C-contiguous, its strides are "
+                         f"{(<object>a).strides}")
+    return a
+
+
+cdef inline double bytes_of(cnp.ndarray a) noexcept:
+    return <double>cnp.PyArray_NBYTES(a)
 
 
 cdef inline float *floats(cnp.ndarray a) noexcept nogil:

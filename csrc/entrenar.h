@@ -24,9 +24,10 @@ enum en_qtype { EN_Q4_0, EN_Q8_0, EN_Q4_K, EN_Q6_K, EN_QTYPE_COUNT };
 
 enum { EN_MAX_DIMS = 8 };
 
-/* A strided float array; a broadcast dimension has stride 0. */
+/* A strided array; a broadcast dimension has stride 0. */
 struct en_view {
-    float *data;
+    void *data;
+    enum en_dtype type;
     int ndim;
     int64_t shape[EN_MAX_DIMS];
     int64_t stride[EN_MAX_DIMS];
@@ -89,6 +90,28 @@ struct en_sgd {
     int nesterov;
 };
 
+/* x, y (b,t,h,d); y may be x. cos, sin (t,rot/2), or (b,t,rot/2) where table_batch is their batch stride. */
+struct en_rope {
+    int64_t b, t, h, d, rot;
+    enum en_dtype type; /* of x and y: f32 or bf16 */
+    struct en_heads x, y;
+    const float *cos, *sin;
+    int64_t table_batch;
+    int interleaved, inverse;
+};
+
+/* gate, up, dgate, dup (rows,n) with row strides; h, g (rows,n) contiguous. dgate may be gate, dup may be up. */
+struct en_swiglu {
+    int64_t rows, n;
+    enum en_dtype type; /* of all: f32 or bf16 */
+    const void *gate, *up;
+    int64_t gate_row, up_row;
+    void *h;          /* forward: written; backward: written again, or NULL */
+    const void *g;    /* backward only, as are the next two */
+    void *dgate, *dup;
+    int64_t dgate_row, dup_row;
+};
+
 struct en_kernels {
     int fast_bf16; /* products of bf16 run faster than those of f32 */
 
@@ -97,13 +120,15 @@ struct en_kernels {
     en_status (*attention)(const struct en_attention *p);
     en_status (*attention_backward)(const struct en_attention *p);
 
-    /* elementwise: kernels/elementwise.h, kernels/activation.h. x strided, y contiguous in x's shape */
-    en_status (*copy)(const struct en_view *x, float *y);
-    en_status (*unary)(enum en_unary op, const struct en_view *x, float *y);
-    en_status (*unary_backward)(enum en_unary op, int64_t n, const float *x, const float *g, float *dx);
-    en_status (*binary)(enum en_binary op, const struct en_view *a, const struct en_view *b, float *y);
-    en_status (*add_inplace)(int64_t n, float *x, const float *y);
-    en_status (*scale_inplace)(int64_t n, float *x, float s);
+    /* elementwise: kernels/elementwise.h, kernels/activation.h. x strided, y contiguous in x's shape and, but for
+     * copy, of x's type. Where a kernel has a `type`, it is f32 or bf16 and that of its void pointers. */
+    en_status (*copy)(const struct en_view *x, enum en_dtype type, void *y);
+    en_status (*unary)(enum en_unary op, const struct en_view *x, void *y);
+    en_status (*unary_backward)(enum en_unary op, enum en_dtype type, int64_t n, const void *x, const void *g,
+                                void *dx);
+    en_status (*binary)(enum en_binary op, const struct en_view *a, const struct en_view *b, void *y);
+    en_status (*add_inplace)(enum en_dtype type, int64_t n, void *x, const void *y);
+    en_status (*scale_inplace)(enum en_dtype type, int64_t n, void *x, float s);
 
     /* reductions: kernels/reduce.h. axes is a bit mask of x's dimensions; y contiguous over the others */
     en_status (*sum)(const struct en_view *x, uint32_t axes, float *y);
@@ -113,47 +138,47 @@ struct en_kernels {
     /* rows of d: kernels/softmax.h, kernels/norm.h */
     en_status (*softmax)(int64_t rows, int64_t d, const float *x, float *y);
     en_status (*softmax_backward)(int64_t rows, int64_t d, const float *y, const float *g, float *dx);
-    en_status (*rms_norm)(int64_t rows, int64_t d, const float *x, const float *w, double eps, float *y, float *rstd);
-    en_status (*rms_norm_backward)(int64_t rows, int64_t d, const float *g, const float *x, const float *w,
-                                   const float *rstd, float *dx, float *dw /* or NULL */);
+    en_status (*rms_norm)(enum en_dtype type, int64_t rows, int64_t d, const void *x, const float *w, double eps,
+                          void *y, float *rstd);
+    en_status (*rms_norm_backward)(enum en_dtype type, int64_t rows, int64_t d, const void *g, const void *x,
+                                   const float *w, const float *rstd, void *dx, float *dw /* or NULL */,
+                                   void *normed /* y again, or NULL */);
     en_status (*layer_norm)(int64_t rows, int64_t d, const float *x, const float *w, const float *b, double eps,
                             float *y, float *mean, float *rstd);
     en_status (*layer_norm_backward)(int64_t rows, int64_t d, const float *g, const float *x, const float *w,
                                      const float *mean, const float *rstd, float *dx, float *dw, float *db);
 
-    /* kernels/rope.h: x, y (b,t,h,d); cos, sin (t,rot/2), with table_batch = 0, or (b,t,rot/2) */
-    en_status (*rope)(int64_t b, int64_t t, int64_t h, int64_t d, int64_t rot, const float *x, const float *cos,
-                      const float *sin, int64_t table_batch, int interleaved, int inverse, float *y);
+    /* kernels/rope.h, kernels/swiglu.h */
+    en_status (*rope)(const struct en_rope *p);
+    en_status (*swiglu)(const struct en_swiglu *p);
+    en_status (*swiglu_backward)(const struct en_swiglu *p);
 
-    /* kernels/swiglu.h */
-    en_status (*swiglu)(int64_t n, const float *gate, const float *up, float *y);
-    en_status (*swiglu_backward)(int64_t n, const float *g, const float *gate, const float *up, float *dgate,
-                                 float *dup);
+    /* kernels/embedding.h: weight (vocab,d) of any type; order: positions sorted by id, stable; dweight comes zeroed */
+    en_status (*embedding)(int64_t n, int64_t vocab, int64_t d, enum en_dtype weight_type, const void *weight,
+                           const int64_t *ids, enum en_dtype type, void *y);
+    en_status (*embedding_backward)(int64_t n, int64_t vocab, int64_t d, enum en_dtype type, const void *g,
+                                    const int64_t *ids, const int64_t *order, float *dweight);
 
-    /* kernels/embedding.h: weight (vocab,d); order: positions sorted by id, stable; dweight comes zeroed */
-    en_status (*embedding)(int64_t n, int64_t vocab, int64_t d, enum en_dtype type, const void *weight,
-                           const int64_t *ids, float *y);
-    en_status (*embedding_backward)(int64_t n, int64_t vocab, int64_t d, const float *g, const int64_t *ids,
-                                    const int64_t *order, float *dweight);
-
-    /* kernels/loss.h: logits (n,vocab); losses, lse, g (n,) */
-    en_status (*cross_entropy)(int64_t n, int64_t vocab, const float *logits, const int64_t *labels,
+    /* kernels/loss.h: logits (n,vocab); losses, lse, g (n,). The gradient is factor times that of the losses' sum, and
+     * replaces the logits. */
+    en_status (*cross_entropy)(enum en_dtype type, int64_t n, int64_t vocab, const void *logits, const int64_t *labels,
                                int64_t ignore_index, float *losses, float *lse);
-    en_status (*cross_entropy_backward)(int64_t n, int64_t vocab, const float *g, const float *logits,
-                                        const int64_t *labels, const float *lse, int64_t ignore_index,
-                                        float *dlogits);
+    en_status (*cross_entropy_backward)(enum en_dtype type, int64_t n, int64_t vocab, const float *g,
+                                        const void *logits, const int64_t *labels, const float *lse,
+                                        int64_t ignore_index, void *dlogits);
+    en_status (*cross_entropy_gradient)(enum en_dtype type, int64_t n, int64_t vocab, void *logits,
+                                        const int64_t *labels, float factor, int64_t ignore_index, float *losses);
 
     /* kernels/dropout.h: element i takes word i % 4 of Philox4x32-10 at counter offset + i / 4 */
-    en_status (*dropout)(int64_t n, const float *x, double p, uint64_t seed, uint64_t offset, float *y);
+    en_status (*dropout)(enum en_dtype type, int64_t n, const void *x, double p, uint64_t seed, uint64_t offset,
+                         void *y);
 
     /* kernels/multi.h, kernels/adamw.h, kernels/adamw8.h: p, m, v in place */
     en_status (*square_sums)(int64_t count, const struct en_param *params, double *sums); /* of each g, (count,) */
     en_status (*adam_step)(int64_t count, const struct en_param *params, const struct en_adam *settings);
     en_status (*sgd_step)(int64_t count, const struct en_param *params, const struct en_sgd *settings);
 
-    /* kernels/convert.h, kernels/dequant.h */
-    en_status (*widen)(enum en_dtype type, int64_t n, const uint16_t *x, float *y);
-    en_status (*narrow)(enum en_dtype type, int64_t n, const float *x, uint16_t *y);
+    /* kernels/dequant.h */
     en_status (*dequantize)(enum en_qtype qtype, int64_t blocks, const uint8_t *raw, enum en_dtype type, void *y);
 
     /* kernels/probe.h: FLOP/s of the calling thread in products of a type; 0: the level computes it as f32 */

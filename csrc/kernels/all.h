@@ -31,6 +31,6 @@
     .rms_norm_backward = rms_norm_backward, .layer_norm = layer_norm, .layer_norm_backward =            \
     layer_norm_backward, .rope = rope, .swiglu = swiglu, .swiglu_backward = swiglu_backward, .embedding \
     = embedding, .embedding_backward = embedding_backward, .cross_entropy = cross_entropy,              \
-    .cross_entropy_backward = cross_entropy_backward, .dropout = dropout, .square_sums = square_sums,   \
-    .adam_step = adam_step, .sgd_step = sgd_step, .widen = widen, .narrow = narrow, .dequantize =        \
-    dequantize, .peak = peak
+    .cross_entropy_backward = cross_entropy_backward, .cross_entropy_gradient = cross_entropy_gradient, \
+    .dropout = dropout, .square_sums = square_sums, .adam_step = adam_step, .sgd_step = sgd_step,       \
+    .dequantize = dequantize, .peak = peak

@@ -30,11 +30,18 @@ static void philox(uint64_t seed, uint64_t first, uint32_t word[4][PHILOX_BLOCKS
 
 struct dropout {
     int64_t n;
-    const float *x;
+    enum en_dtype type;
+    const void *x;
     uint64_t seed, offset, drop_below; /* an element goes where its word is below p·2^32 */
     float scale;
-    float *y;
+    void *y;
 };
+
+WORD void scale_row(enum en_dtype type, int64_t n, const void *x, const float *factor, void *y) {
+    int64_t i = 0;
+    for (; i + VL <= n; i += VL) store_as(type, y, i, v_mul(load_as(type, x, i, VL), v_load(factor + i)), VL);
+    if (i < n) store_as(type, y, i, v_mul(load_as(type, x, i, n - i), v_load_n(factor + i, n - i)), n - i);
+}
 
 /* Index: group of 4·PHILOX_BLOCKS elements. */
 static void dropout_range(void *context, int64_t begin, int64_t end) {
@@ -45,13 +52,14 @@ static void dropout_range(void *context, int64_t begin, int64_t end) {
         philox(p.seed, p.offset + (uint64_t)group * PHILOX_BLOCKS, word);
         for (int j = 0; j < PHILOX_BLOCKS; j++)
             for (int k = 0; k < 4; k++) factor[4 * j + k] = word[k][j] < p.drop_below ? 0 : p.scale;
-        int64_t first = group * 4 * PHILOX_BLOCKS;
-        map2(least(4 * PHILOX_BLOCKS, p.n - first), p.x + first, factor, p.y + first, v_mul);
+        int64_t first = group * 4 * PHILOX_BLOCKS, n = least(4 * PHILOX_BLOCKS, p.n - first);
+        WITH_TYPE(p.type, scale_row, n, element(p.type, p.x, first), factor, element(p.type, p.y, first));
     }
 }
 
-static en_status dropout(int64_t n, const float *x, double p, uint64_t seed, uint64_t offset, float *y) {
-    struct dropout d = {n, x, seed, offset, (uint64_t)(p * 0x1p32), p < 1 ? (float)(1 / (1 - p)) : 0, y};
+static en_status dropout(enum en_dtype type, int64_t n, const void *x, double p, uint64_t seed, uint64_t offset,
+                         void *y) {
+    struct dropout d = {n, type, x, seed, offset, (uint64_t)(p * 0x1p32), p < 1 ? (float)(1 / (1 - p)) : 0, y};
     int64_t group = 4 * PHILOX_BLOCKS;
     en_parallel_for((n + group - 1) / group, row_grain(GRAIN_EXP, group), dropout_range, &d);
     return EN_OK;

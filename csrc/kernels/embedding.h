@@ -2,19 +2,16 @@
 #ifndef EN_EMBEDDING_H
 #define EN_EMBEDDING_H
 
-#include <string.h>
-
-#include "convert.h"
+#include "elementwise.h"
 
 enum { EMBEDDING_COLUMNS = 64 };
 
 struct embedding {
     int64_t n, d;
-    enum en_dtype type;
-    const void *weight;
+    enum en_dtype type, y_type; /* of weight or g; of y */
+    const void *weight, *g;
     const int64_t *ids, *order; /* order: positions sorted by id, equal ids in their order */
-    const float *g;
-    float *y;
+    void *y;
 };
 
 static en_status check_ids(int64_t n, int64_t vocab, const int64_t *ids) {
@@ -28,21 +25,18 @@ static en_status check_ids(int64_t n, int64_t vocab, const int64_t *ids) {
 
 static void embedding_range(void *context, int64_t begin, int64_t end) {
     const struct embedding *p = context;
-    for (int64_t i = begin; i < end; i++) {
-        int64_t at = p->ids[i] * p->d;
-        float *y = p->y + i * p->d;
-        if (p->type == EN_F32)
-            memcpy(y, (const float *)p->weight + at, (size_t)p->d * sizeof *y);
-        else
-            widen_row(p->type, p->d, (const uint16_t *)p->weight + at, y);
-    }
+    int64_t size = type_size(p->type);
+    for (int64_t i = begin; i < end; i++)
+        for (int64_t column = 0; column < p->d; column += TILE)
+            copy_row(p->type, element(p->type, p->weight, p->ids[i] * p->d + column), size, least(TILE, p->d - column),
+                     p->y_type, element(p->y_type, p->y, i * p->d + column));
 }
 
 static en_status embedding(int64_t n, int64_t vocab, int64_t d, enum en_dtype type, const void *weight,
-                           const int64_t *ids, float *y) {
+                           const int64_t *ids, enum en_dtype y_type, void *y) {
     en_status status = check_ids(n, vocab, ids);
     if (status) return status;
-    struct embedding p = {.n = n, .d = d, .type = type, .weight = weight, .ids = ids, .y = y};
+    struct embedding p = {.n = n, .d = d, .type = type, .y_type = y_type, .weight = weight, .ids = ids, .y = y};
     en_parallel_for(n, row_grain(GRAIN, d), embedding_range, &p);
     return EN_OK;
 }
@@ -55,22 +49,24 @@ static void embedding_backward_range(void *context, int64_t begin, int64_t end) 
         for (int64_t i = 0; i < p->n;) {
             int64_t id = p->ids[p->order[i]];
             double acc[EMBEDDING_COLUMNS] = {0};
+            float tile[EMBEDDING_COLUMNS];
             for (; i < p->n && p->ids[p->order[i]] == id; i++) {
-                const float *g = p->g + p->order[i] * p->d + first;
+                const void *row = element(p->type, p->g, p->order[i] * p->d + first);
+                const float *g = as_floats(p->type, row, type_size(p->type), columns, tile);
                 for (int64_t j = 0; j < columns; j++) acc[j] += g[j];
             }
-            float *y = p->y + id * p->d + first;
+            float *y = (float *)p->y + id * p->d + first;
             for (int64_t j = 0; j < columns; j++) y[j] = (float)acc[j];
         }
     }
 }
 
 /* dweight (vocab,d) comes zeroed. */
-static en_status embedding_backward(int64_t n, int64_t vocab, int64_t d, const float *g, const int64_t *ids,
-                                    const int64_t *order, float *dweight) {
+static en_status embedding_backward(int64_t n, int64_t vocab, int64_t d, enum en_dtype type, const void *g,
+                                    const int64_t *ids, const int64_t *order, float *dweight) {
     en_status status = check_ids(n, vocab, ids);
     if (status) return status;
-    struct embedding p = {.n = n, .d = d, .ids = ids, .order = order, .g = g, .y = dweight};
+    struct embedding p = {.n = n, .d = d, .type = type, .g = g, .ids = ids, .order = order, .y = dweight};
     int64_t blocks = (d + EMBEDDING_COLUMNS - 1) / EMBEDDING_COLUMNS;
     en_parallel_for(blocks, row_grain(GRAIN, n * EMBEDDING_COLUMNS), embedding_backward_range, &p);
     return EN_OK;

@@ -26,6 +26,7 @@ WORD vd add_product_to(vd acc, int64_t n, const float *a, const float *b) {
 /* ---- sum ---- */
 
 struct reduction {
+    enum en_dtype type;
     struct walk kept, reduced; /* of one array: the data pointer of `reduced` is replaced by each output's own */
     int64_t pieces;            /* of every output */
     double *partial;           /* (outputs, pieces) where pieces > 1 */
@@ -45,7 +46,7 @@ static void sum_by_rows(void *context, int64_t begin, int64_t end) {
         vd acc = vd_zero();
         for (int64_t n; at < stop; at += n) {
             n = walk_run(&w, &c, least(TILE, stop - at));
-            acc = add_row_to(acc, n, contiguous(c.at[0], stride, n, tile));
+            acc = add_row_to(acc, n, as_floats(r->type, c.at[0], stride, n, tile));
             walk_advance(&w, &c, n);
         }
         if (r->pieces == 1)
@@ -65,12 +66,13 @@ static void sum_by_columns(void *context, int64_t begin, int64_t end) {
     for (int64_t columns; at < stop; at += columns) {
         columns = walk_run(&r->kept, &out, least(REDUCE_COLUMNS, stop - at));
         double acc[REDUCE_COLUMNS] = {0};
+        float tile[REDUCE_COLUMNS];
         w.data[0] = w.data[1] = out.at[0];
         struct cursor c = walk_seek(&w, 0);
         for (int64_t done = 0, n; done < w.size; done += n) {
             n = walk_run(&w, &c, w.size);
             for (int64_t i = 0; i < n; i++) {
-                const float *x = c.at[0] + i * stride;
+                const float *x = as_floats(r->type, c.at[0] + i * stride, type_size(r->type), columns, tile);
                 for (int64_t j = 0; j < columns; j++) acc[j] += x[j];
             }
             walk_advance(&w, &c, n);
@@ -82,15 +84,16 @@ static void sum_by_columns(void *context, int64_t begin, int64_t end) {
 
 /* y: contiguous over the dimensions whose bit in `axes` is clear. The sum of nothing is 0. */
 static en_status sum(const struct en_view *x, uint32_t axes, float *y) {
-    struct reduction r = {walk_of(x->data, NULL), walk_of(x->data, NULL), 1, NULL, y};
+    struct reduction r = {x->type, walk_of(x->data, NULL), walk_of(x->data, NULL), 1, NULL, y};
+    int64_t size = type_size(x->type);
     for (int i = 0; i < x->ndim; i++)
-        walk_add(axes >> i & 1 ? &r.reduced : &r.kept, x->shape[i], x->stride[i], x->stride[i]);
+        walk_add(axes >> i & 1 ? &r.reduced : &r.kept, x->shape[i], x->stride[i] * size, x->stride[i] * size);
     if (r.reduced.size == 0) {
         for (int64_t i = 0; i < r.kept.size; i++) y[i] = 0;
         return EN_OK;
     }
     int64_t kept_stride = r.kept.stride[0][r.kept.ndim - 1], reduced_stride = r.reduced.stride[0][r.reduced.ndim - 1];
-    if (kept_stride == 1 && reduced_stride != 1 && r.reduced.size > 1) {
+    if (kept_stride == size && reduced_stride != size && r.reduced.size > 1) {
         int64_t blocks = (r.kept.size + REDUCE_COLUMNS - 1) / REDUCE_COLUMNS;
         en_parallel_for(blocks, row_grain(GRAIN, r.reduced.size * REDUCE_COLUMNS), sum_by_columns, &r);
         return EN_OK;

@@ -12,13 +12,15 @@ struct softmax_rows {
     float *out;
 };
 
-WORD float row_max(int64_t d, const float *x) {
+WORD float row_max_as(enum en_dtype type, int64_t d, const void *x) {
     vf m = v_set(-INFINITY);
     int64_t i = 0;
-    for (; i + VL <= d; i += VL) m = v_max(v_load(x + i), m);
-    if (i < d) m = v_max(v_load_fill(x + i, d - i, -INFINITY), m);
+    for (; i + VL <= d; i += VL) m = v_max(load_as(type, x, i, VL), m);
+    if (i < d) m = v_max(v_fill(load_as(type, x, i, d - i), d - i, -INFINITY), m);
     return v_hmax(m);
 }
+
+WORD float row_max(int64_t d, const float *x) { return row_max_as(EN_F32, d, x); }
 
 static void softmax_range(void *context, int64_t begin, int64_t end) {
     const struct softmax_rows *s = context;
@@ -35,7 +37,7 @@ static void softmax_range(void *context, int64_t begin, int64_t end) {
             v_store(y + i, e);
         }
         if (i < d) {
-            vf e = v_exp(v_sub(v_load_fill(x + i, d - i, -INFINITY), m));
+            vf e = v_exp(v_sub(v_fill(v_load_n(x + i, d - i), d - i, -INFINITY), m));
             total = vd_add(total, e);
             v_store_n(y + i, e, d - i);
         }

@@ -5,6 +5,8 @@
 #ifndef EN_STRIDED_H
 #define EN_STRIDED_H
 
+#include "convert.h"
+
 /* Elements that make a second thread worth waking: for plain arithmetic, and where each takes an exponential. */
 enum { GRAIN = 32768, GRAIN_EXP = 8192 };
 
@@ -18,19 +20,19 @@ static inline int64_t row_grain(int64_t grain, int64_t d) { return d >= grain ? 
 
 struct walk {
     int inputs;
-    const float *data[2]; /* of one input, twice the same */
+    const char *data[2]; /* of one input, twice the same */
     int ndim;
     int64_t size;
     int64_t shape[EN_MAX_DIMS];
-    int64_t stride[2][EN_MAX_DIMS];
+    int64_t stride[2][EN_MAX_DIMS]; /* in bytes, so that the inputs may be of two types */
 };
 
 /* No dimension yet: one element. b may be NULL. */
-static inline struct walk walk_of(const float *a, const float *b) {
+static inline struct walk walk_of(const void *a, const void *b) {
     return (struct walk){.inputs = b ? 2 : 1, .data = {a, b ? b : a}, .ndim = 1, .size = 1, .shape = {1}};
 }
 
-/* Appends a dimension, inside the earlier ones. */
+/* Appends a dimension, inside the earlier ones; strides in bytes. */
 static inline void walk_add(struct walk *w, int64_t shape, int64_t stride_a, int64_t stride_b) {
     int last = w->ndim - 1;
     w->size *= shape;
@@ -47,7 +49,7 @@ static inline void walk_add(struct walk *w, int64_t shape, int64_t stride_a, int
 }
 
 struct cursor {
-    const float *at[2];
+    const char *at[2];
     int64_t index[EN_MAX_DIMS];
 };
 
@@ -81,17 +83,26 @@ static inline void walk_advance(const struct walk *w, struct cursor *c, int64_t 
     }
 }
 
-/* n elements at that stride as contiguous memory: the row itself, or a copy in `tile`. */
-static inline const float *contiguous(const float *x, int64_t stride, int64_t n, float *tile) {
-    if (stride == 1) return x;
-    for (int64_t i = 0; i < n; i++) tile[i] = x[i * stride];
+/* n elements, a stride in bytes apart, as contiguous floats: the row itself, or a copy in `tile`. */
+static inline const float *as_floats(enum en_dtype type, const void *x, int64_t stride, int64_t n, float *tile) {
+    if (stride == type_size(type)) {
+        if (type == EN_F32) return x;
+        widen_row(type, n, x, tile);
+        return tile;
+    }
+    const char *p = x;
+    if (type == EN_F32)
+        for (int64_t i = 0; i < n; i++) tile[i] = *(const float *)(p + i * stride);
+    else
+        for (int64_t i = 0; i < n; i++) widen_row(type, 1, (const uint16_t *)(p + i * stride), tile + i);
     return tile;
 }
 
-/* The first n lanes from memory, `fill` in the others. */
-WORD vf v_load_fill(const float *p, int64_t n, float fill) {
+/* The first n lanes of a, `fill` in the others. */
+WORD vf v_fill(vf a, int64_t n, float fill) {
     float lanes[VL];
-    for (int i = 0; i < VL; i++) lanes[i] = i < n ? p[i] : fill;
+    v_store(lanes, a);
+    for (int64_t i = n; i < VL; i++) lanes[i] = fill;
     return v_load(lanes);
 }
 

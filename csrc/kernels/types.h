@@ -32,4 +32,7 @@ WORD void *element(enum en_dtype type, const void *p, int64_t offset) {
     return (char *)p + offset * type_size(type);
 }
 
+/* call(type, ...) with the type as a constant, where it is f32 or bf16. */
+#define WITH_TYPE(type, call, ...) ((type) == EN_BF16 ? call(EN_BF16, __VA_ARGS__) : call(EN_F32, __VA_ARGS__))
+
 #endif

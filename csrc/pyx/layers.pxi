@@ -46,6 +46,36 @@ cdef cnp.ndarray zeroed(tuple shape, str op):
     return a
 
 
+cdef int overlaps_itself(cnp.ndarray a, int outer, str op, str name) except -1:
+    """Refuses an array to be written whose first `outer` dimensions put one element in two places."""
+    cdef int64_t reach = cnp.PyArray_ITEMSIZE(a)
+    cdef int i
+    if cnp.PyArray_SIZE(a) == 0:
+        return 0
+    for i in range(outer, cnp.PyArray_NDIM(a)):
+        reach *= cnp.PyArray_DIM(a, i)
+    for stride, n in sorted([(abs(cnp.PyArray_STRIDE(a, i)), cnp.PyArray_DIM(a, i)) for i in range(outer)]):
+        if n > 1:
+            if stride < reach:
+                raise ShapeError(f"{op}: {name} is written in place, but its elements overlap: shape {shape_of(a)}, "
+                                 f"strides {(<object>a).strides}")
+            reach += stride * (n - 1)
+    return 0
+
+
+cdef bint rows_meet(cnp.ndarray a, cnp.ndarray b):
+    """Do two (rows, n) arrays with contiguous columns share an element? Halves of one array do not."""
+    cdef int64_t row = cnp.PyArray_STRIDE(a, 0), width = cnp.PyArray_DIM(a, 1) * cnp.PyArray_ITEMSIZE(a), apart
+    if not np.may_share_memory(a, b):
+        return False
+    if row <= 0 or row != cnp.PyArray_STRIDE(b, 0):
+        return True
+    apart = (<char *>cnp.PyArray_DATA(b) - <char *>cnp.PyArray_DATA(a)) % row
+    if apart < 0:
+        apart += row
+    return apart < width or row - apart < width
+
+
 # ---- softmax ----
 
 def softmax(x):
@@ -58,7 +88,7 @@ def softmax(x):
     cdef en_status status
     with nogil:
         status = k.softmax(rows, d, floats(a), floats(y))
-    check(status, "softmax")
+    check(status, "softmax", 0, 2 * bytes_of(a), EN_F32, rows, d)
     return y
 
 
@@ -73,44 +103,64 @@ def softmax_backward(y, g):
     cdef en_status status
     with nogil:
         status = k.softmax_backward(rows, d, floats(a), floats(b), floats(dx))
-    check(status, "softmax_backward")
+    check(status, "softmax_backward", 0, 3 * bytes_of(a), EN_F32, rows, d)
     return dx
 
 
 # ---- norms ----
 
 def rms_norm(x, w, double eps):
-    """x·rstd·w, rstd = 1/√(mean(x²) + eps), over rows of x (..., d); w (d,). Returns (y, rstd (rows,))."""
+    """x·rstd·w, rstd = 1/√(mean(x²) + eps), over rows of x (..., d), f32 or bf16; w (d,) f32. Returns (y of x's type,
+    rstd (rows,) f32)."""
     cdef const en_kernels *k = kernels()
-    cdef cnp.ndarray a = contiguous(x, "rms_norm", "x")
+    cdef en_dtype type
+    cdef cnp.ndarray a = packed(flowing(x, "rms_norm", "x", &type))
     row_width(a, "rms_norm", "x")
     cdef cnp.ndarray weight = vector(w, a, "rms_norm", "w")
     cdef int64_t rows = rows_of(a), d = width_of(a)
-    cdef cnp.ndarray y = empty(shape_of(a), cnp.NPY_FLOAT32, "rms_norm")
+    cdef cnp.ndarray y = empty(shape_of(a), cnp.PyArray_TYPE(a), "rms_norm")
     cdef cnp.ndarray rstd = empty((rows,), cnp.NPY_FLOAT32, "rms_norm")
     cdef en_status status
     with nogil:
-        status = k.rms_norm(rows, d, floats(a), floats(weight), eps, floats(y), floats(rstd))
-    check(status, "rms_norm")
+        status = k.rms_norm(type, rows, d, cnp.PyArray_DATA(a), floats(weight), eps, cnp.PyArray_DATA(y), floats(rstd))
+    check(status, "rms_norm", 0, bytes_of(a) + bytes_of(y), type, rows, d)
     return y, rstd
 
 
-def rms_norm_backward(g, x, w, rstd, bint need_dw=True):
-    """(dx, dw) of rms_norm from the gradient g of y and what the forward pass had; dw is None unless needed."""
+cdef cnp.ndarray buffer(object x, cnp.ndarray like, str op, str name, str name_of_like):
+    """A C-contiguous array of the shape and type of `like`, to be written."""
+    cdef en_dtype type
+    cdef cnp.ndarray a = dense(in_place(x, op, name, &type), op, name)
+    alike(a, like, op, name, name_of_like)
+    same_shape(a, like, op, name, name_of_like)
+    return a
+
+
+def rms_norm_backward(g, x, w, rstd, bint need_dw=True, normed=None):
+    """(dx, dw) of rms_norm from the gradient g of y and what the forward pass had; dx has x's type, dw (d,) is f32, or
+    None unless needed. normed: an array like x in which y is made again, bit for bit, in the same pass."""
     cdef const en_kernels *k = kernels()
-    cdef cnp.ndarray a = contiguous(x, "rms_norm_backward", "x"), grad = contiguous(g, "rms_norm_backward", "g")
-    row_width(a, "rms_norm_backward", "x")
-    same_shape(grad, a, "rms_norm_backward", "g", "x")
-    cdef cnp.ndarray weight = vector(w, a, "rms_norm_backward", "w")
-    cdef cnp.ndarray scale = statistic(rstd, a, "rms_norm_backward", "rstd")
-    cdef cnp.ndarray dx = empty(shape_of(a), cnp.NPY_FLOAT32, "rms_norm_backward")
+    cdef str op = "rms_norm_backward"
+    cdef en_dtype type
+    cdef cnp.ndarray a = packed(flowing(x, op, "x", &type)), grad = packed(alike(g, a, op, "g", "x"))
+    row_width(a, op, "x")
+    same_shape(grad, a, op, "g", "x")
+    cdef cnp.ndarray weight = vector(w, a, op, "w"), scale = statistic(rstd, a, op, "rstd")
+    cdef cnp.ndarray dx = empty(shape_of(a), cnp.PyArray_TYPE(a), op), again
     cdef int64_t rows = rows_of(a), d = width_of(a)
-    cdef cnp.ndarray dw = empty((d if need_dw else 0,), cnp.NPY_FLOAT32, "rms_norm_backward")
+    cdef cnp.ndarray dw = empty((d if need_dw else 0,), cnp.NPY_FLOAT32, op)
     cdef float *pw = floats(dw) if need_dw else NULL
+    cdef void *pn = NULL
+    if normed is not None:
+        again = buffer(normed, a, op, "normed", "x")
+        if np.may_share_memory(again, a) or np.may_share_memory(again, grad):
+            raise UsageError(f"{op}: normed overlaps an operand")
+        pn = cnp.PyArray_DATA(again)
     cdef en_status status
     with nogil:
-        status = k.rms_norm_backward(rows, d, floats(grad), floats(a), floats(weight), floats(scale), floats(dx), pw)
-    check(status, "rms_norm_backward")
+        status = k.rms_norm_backward(type, rows, d, cnp.PyArray_DATA(grad), cnp.PyArray_DATA(a), floats(weight),
+                                     floats(scale), cnp.PyArray_DATA(dx), pw, pn)
+    check(status, op, 0, (4 if normed is not None else 3) * bytes_of(a), type, rows, d)
     return dx, dw if need_dw else None
 
 
@@ -128,7 +178,7 @@ def layer_norm(x, w, b, double eps):
     with nogil:
         status = k.layer_norm(rows, d, floats(a), floats(weight), floats(bias), eps, floats(y), floats(mean),
                               floats(rstd))
-    check(status, "layer_norm")
+    check(status, "layer_norm", 0, 2 * bytes_of(a), EN_F32, rows, d)
     return y, mean, rstd
 
 
@@ -149,72 +199,179 @@ def layer_norm_backward(g, x, w, mean, rstd):
     with nogil:
         status = k.layer_norm_backward(rows, d, floats(grad), floats(a), floats(weight), floats(centre), floats(scale),
                                        floats(dx), floats(dw), floats(db))
-    check(status, "layer_norm_backward")
+    check(status, "layer_norm_backward", 0, 3 * bytes_of(a), EN_F32, rows, d)
     return dx, dw, db
 
 
 # ---- positions ----
 
-def rope(x, cos, sin, bint interleaved, bint inverse=False):
-    """Turn pairs of x (B, T, H, D) by the angles whose cos, sin are (T, rot/2) or (B, T, rot/2), rot <= D; elements
-    from rot on pass through. Pairs are (2i, 2i+1) where interleaved, else (i, i + rot/2). inverse: the backward pass."""
+cdef int rope_into(cnp.ndarray a, cnp.ndarray y, en_dtype type, object cos, object sin, bint interleaved, bint inverse,
+                   str op) except -1:
+    """y, which may be a, from a (B, T, H, D), the last two dimensions of both contiguous."""
     cdef const en_kernels *k = kernels()
-    cdef cnp.ndarray a = contiguous(x, "rope", "x")
-    cdef cnp.ndarray c = contiguous(cos, "rope", "cos"), s = contiguous(sin, "rope", "sin")
-    if cnp.PyArray_NDIM(a) != 4:
-        raise ShapeError(f"rope: x must be (B, T, H, D), its shape is {shape_of(a)}")
-    same_shape(c, s, "rope", "cos", "sin")
-    cdef int64_t b = cnp.PyArray_DIM(a, 0), t = cnp.PyArray_DIM(a, 1)
-    cdef int64_t h = cnp.PyArray_DIM(a, 2), d = cnp.PyArray_DIM(a, 3)
-    row_width(c, "rope", "cos")
+    cdef en_rope p
+    cdef cnp.ndarray c = contiguous(cos, op, "cos"), s = contiguous(sin, op, "sin")
+    same_shape(c, s, op, "cos", "sin")
+    p.b = cnp.PyArray_DIM(a, 0)
+    p.t = cnp.PyArray_DIM(a, 1)
+    p.h = cnp.PyArray_DIM(a, 2)
+    p.d = cnp.PyArray_DIM(a, 3)
+    row_width(c, op, "cos")
     cdef int64_t half = width_of(c)
     tables = shape_of(c)
-    if tables not in ((t, half), (b, t, half)) or 2 * half > d:
-        raise ShapeError(f"rope: cos and sin have shape {tables}, x {shape_of(a)}; they must be ({t}, rot/2) or "
-                         f"({b}, {t}, rot/2) with rot at most {d}")
-    cdef int64_t table_batch = t * half if len(tables) == 3 else 0
-    cdef cnp.ndarray y = empty(shape_of(a), cnp.NPY_FLOAT32, "rope")
-    cdef en_status status
+    if tables not in ((p.t, half), (p.b, p.t, half)) or 2 * half > p.d:
+        raise ShapeError(f"{op}: cos and sin have shape {tables}, x {shape_of(a)}; they must be ({p.t}, rot/2) or "
+                         f"({p.b}, {p.t}, rot/2) with rot at most {p.d}")
     if cnp.PyArray_SIZE(a) == 0:
-        return y  # there may be 2^60 positions of no heads
+        return 0  # there may be 2^60 positions of no heads
+    p.rot = 2 * half
+    p.type = type
+    p.x = heads_at(a)
+    p.y = heads_at(y)
+    p.cos = floats(c)
+    p.sin = floats(s)
+    p.table_batch = p.t * half if len(tables) == 3 else 0
+    p.interleaved = interleaved
+    p.inverse = inverse
+    cdef en_status status
     with nogil:
-        status = k.rope(b, t, h, d, 2 * half, floats(a), floats(c), floats(s), table_batch, interleaved, inverse,
-                        floats(y))
-    check(status, "rope")
+        status = k.rope(&p)
+    return check(status, op, 0, 2 * bytes_of(a), type, p.b * p.t, p.h * p.d)
+
+
+def rope(x, cos, sin, bint interleaved, bint inverse=False):
+    """Turn pairs of x (B, T, H, D), f32 or bf16, by the angles whose cos, sin are (T, rot/2) or (B, T, rot/2), f32,
+    rot <= D; elements from rot on pass through. Pairs are (2i, 2i+1) where interleaved, else (i, i + rot/2).
+    inverse: the backward pass."""
+    cdef en_dtype type
+    cdef cnp.ndarray a = packed(flowing(x, "rope", "x", &type))
+    if cnp.PyArray_NDIM(a) != 4:
+        raise ShapeError(f"rope: x must be (B, T, H, D), its shape is {shape_of(a)}")
+    cdef cnp.ndarray y = empty(shape_of(a), cnp.PyArray_TYPE(a), "rope")
+    rope_into(a, y, type, cos, sin, interleaved, inverse, "rope")
     return y
+
+
+def rope_(x, cos, sin, bint interleaved=False, bint inverse=False):
+    """As rope, in place: x (B, T, H, D) is a view of any strides whose last two dimensions are contiguous, such as the
+    queries in rows of queries, keys and values. Returns x."""
+    cdef en_dtype type
+    cdef cnp.ndarray a = in_place(x, "rope_", "x", &type)
+    if cnp.PyArray_NDIM(a) != 4:
+        raise ShapeError(f"rope_: x must be (B, T, H, D), its shape is {shape_of(a)}")
+    if not lie_in_heads(a):
+        raise ShapeError(f"rope_: the last two dimensions of x must be contiguous, its shape is {shape_of(a)}, its "
+                         f"strides are {(<object>a).strides}")
+    overlaps_itself(a, 2, "rope_", "x")
+    rope_into(a, a, type, cos, sin, interleaved, inverse, "rope_")
+    return x
 
 
 # ---- gated unit ----
 
+cdef cnp.ndarray rows_view(cnp.ndarray a):
+    """a (..., n) as (rows, n) with contiguous columns: a view where its strides allow, else a copy."""
+    if cnp.PyArray_NDIM(a) == 2 and cnp.PyArray_STRIDE(a, 1) == cnp.PyArray_ITEMSIZE(a):
+        return a
+    return (<object>packed(a)).reshape(-1, max(1, width_of(a) if cnp.PyArray_NDIM(a) else 1))
+
+
+cdef inline int64_t row_stride(cnp.ndarray a) noexcept:
+    return cnp.PyArray_STRIDE(a, 0) // cnp.PyArray_ITEMSIZE(a)
+
+
 def swiglu(gate, up):
-    """silu(gate)·up, of one shape."""
+    """silu(gate)·up, of one shape (..., n) and type, f32 or bf16; C-contiguous. The rows of 2-D gate and up may lie
+    apart, such as two halves of one array."""
     cdef const en_kernels *k = kernels()
-    cdef cnp.ndarray a = contiguous(gate, "swiglu", "gate"), b = contiguous(up, "swiglu", "up")
+    cdef en_swiglu p
+    cdef cnp.ndarray a = flowing(gate, "swiglu", "gate", &p.type), b = alike(up, a, "swiglu", "up", "gate")
     same_shape(a, b, "swiglu", "gate", "up")
-    cdef cnp.ndarray y = empty(shape_of(a), cnp.NPY_FLOAT32, "swiglu")
-    cdef int64_t n = cnp.PyArray_SIZE(a)
+    cdef cnp.ndarray y = empty(shape_of(a), cnp.PyArray_TYPE(a), "swiglu")
+    a = rows_view(a)
+    b = rows_view(b)
+    p.rows = cnp.PyArray_DIM(a, 0)
+    p.n = cnp.PyArray_DIM(a, 1)
+    p.gate = cnp.PyArray_DATA(a)
+    p.gate_row = row_stride(a)
+    p.up = cnp.PyArray_DATA(b)
+    p.up_row = row_stride(b)
+    p.h = cnp.PyArray_DATA(y)
+    p.g = p.dgate = p.dup = NULL
+    p.dgate_row = p.dup_row = 0
     cdef en_status status
     with nogil:
-        status = k.swiglu(n, floats(a), floats(b), floats(y))
-    check(status, "swiglu")
+        status = k.swiglu(&p)
+    check(status, "swiglu", 0, 3 * bytes_of(y), p.type, p.rows, p.n)
     return y
 
 
-def swiglu_backward(g, gate, up):
-    """(dgate, dup) of swiglu from the gradient g of its result."""
+cdef cnp.ndarray rows_to_write(object x, cnp.ndarray like, str op, str name):
+    """A (rows, n) array with contiguous columns, of the shape and type of `like`, to be written."""
+    cdef en_dtype type
+    cdef cnp.ndarray a = in_place(x, op, name, &type)
+    alike(a, like, op, name, "gate")
+    same_shape(a, like, op, name, "gate")
+    if cnp.PyArray_NDIM(a) != 2 or (cnp.PyArray_DIM(a, 1) > 1 and cnp.PyArray_STRIDE(a, 1) != cnp.PyArray_ITEMSIZE(a)):
+        raise ShapeError(f"{op}: {name} must be 2-D with contiguous columns, its shape is {shape_of(a)}, its strides "
+                         f"are {(<object>a).strides}")
+    overlaps_itself(a, 1, op, name)
+    return a
+
+
+cdef bint same_view(cnp.ndarray a, cnp.ndarray b) noexcept:
+    return cnp.PyArray_DATA(a) == cnp.PyArray_DATA(b) and cnp.PyArray_STRIDE(a, 0) == cnp.PyArray_STRIDE(b, 0)
+
+
+def swiglu_backward(g, gate, up, into=None, h=None):
+    """(dgate, dup) of swiglu from the gradient g of its result; all of one shape and type. into: two (rows, n) views to
+    write them to, contiguous in n; they may be gate and up themselves. h: a C-contiguous array of that shape in which
+    the result of swiglu is made again, bit for bit, in the same pass; it may be g."""
     cdef const en_kernels *k = kernels()
-    cdef cnp.ndarray grad = contiguous(g, "swiglu_backward", "g")
-    cdef cnp.ndarray a = contiguous(gate, "swiglu_backward", "gate"), b = contiguous(up, "swiglu_backward", "up")
-    same_shape(a, b, "swiglu_backward", "gate", "up")
-    same_shape(grad, a, "swiglu_backward", "g", "gate")
-    cdef cnp.ndarray dgate = empty(shape_of(a), cnp.NPY_FLOAT32, "swiglu_backward")
-    cdef cnp.ndarray dup = empty(shape_of(a), cnp.NPY_FLOAT32, "swiglu_backward")
-    cdef int64_t n = cnp.PyArray_SIZE(a)
+    cdef str op = "swiglu_backward"
+    cdef en_swiglu p
+    cdef cnp.ndarray a = flowing(gate, op, "gate", &p.type), b = alike(up, a, op, "up", "gate")
+    cdef cnp.ndarray grad = packed(alike(g, a, op, "g", "gate")), dgate, dup, again
+    same_shape(a, b, op, "gate", "up")
+    same_shape(grad, a, op, "g", "gate")
+    if into is None:
+        dgate = empty(shape_of(a), cnp.PyArray_TYPE(a), op)
+        dup = empty(shape_of(a), cnp.PyArray_TYPE(a), op)
+    else:
+        dgate = rows_to_write(into[0], a, op, "into[0]")
+        dup = rows_to_write(into[1], a, op, "into[1]")
+    result = dgate, dup
+    a = rows_view(a)
+    b = rows_view(b)
+    dgate = rows_view(dgate)
+    dup = rows_view(dup)
+    if into is not None:
+        for out, name, twin, others in ((dgate, "into[0]", a, (b, dup, grad)), (dup, "into[1]", b, (a, grad))):
+            if not same_view(out, twin) and rows_meet(out, twin) or any([rows_meet(out, other) for other in others]):
+                raise UsageError(f"{op}: {name} overlaps another array")
+    p.rows = cnp.PyArray_DIM(a, 0)
+    p.n = cnp.PyArray_DIM(a, 1)
+    p.gate = cnp.PyArray_DATA(a)
+    p.gate_row = row_stride(a)
+    p.up = cnp.PyArray_DATA(b)
+    p.up_row = row_stride(b)
+    p.g = cnp.PyArray_DATA(grad)
+    p.dgate = cnp.PyArray_DATA(dgate)
+    p.dgate_row = row_stride(dgate)
+    p.dup = cnp.PyArray_DATA(dup)
+    p.dup_row = row_stride(dup)
+    p.h = NULL
+    if h is not None:
+        again = buffer(h, grad, op, "h", "g")
+        p.h = cnp.PyArray_DATA(again)
+        if (p.h != p.g and np.may_share_memory(again, grad)) or \
+                any([np.may_share_memory(again, other) for other in (a, b, dgate, dup)]):
+            raise UsageError(f"{op}: h overlaps another array")
     cdef en_status status
     with nogil:
-        status = k.swiglu_backward(n, floats(grad), floats(a), floats(b), floats(dgate), floats(dup))
-    check(status, "swiglu_backward")
-    return dgate, dup
+        status = k.swiglu_backward(&p)
+    check(status, op, 0, (6 if h is not None else 5) * bytes_of(grad), p.type, p.rows, p.n)
+    return result
 
 
 # ---- tokens ----
@@ -226,32 +383,36 @@ cdef int bad_token(cnp.ndarray ids, int64_t vocab, str op) except -1:
     raise DataError(f"{op}: token id {flat[at]} at position {at} is outside the vocabulary of {vocab}")
 
 
-def embedding(weight, ids):
-    """Rows of weight (V, D) (float32, float16 or bfloat16) at ids (int64, any shape) -> f32 (*ids.shape, D).
-    Raises DataError for an id outside [0, V)."""
+def embedding(weight, ids, dtype=np.float32):
+    """Rows of weight (V, D) (float32, float16 or bfloat16) at ids (int64, any shape) as `dtype`, float32 or bfloat16:
+    (*ids.shape, D). Raises DataError for an id outside [0, V)."""
     cdef const en_kernels *k = kernels()
-    cdef en_dtype kind
+    cdef en_dtype kind, target
     cdef cnp.ndarray table = plain(weight, "embedding", "weight"), rows = ids_of(ids, "embedding", "ids")
     if cnp.PyArray_NDIM(table) != 2:
         raise ShapeError(f"embedding: weight must be (V, D), its shape is {shape_of(table)}")
     weight_type(table, "embedding", "weight", &kind)
+    flowing(np.empty(0, dtype), "embedding", "dtype", &target)
     table = packed(table)
     cdef int64_t n = cnp.PyArray_SIZE(rows), vocab = cnp.PyArray_DIM(table, 0), d = cnp.PyArray_DIM(table, 1)
-    cdef cnp.ndarray y = empty((*shape_of(rows), d), cnp.NPY_FLOAT32, "embedding")
+    cdef cnp.ndarray y = empty((*shape_of(rows), d), typenum_of(target), "embedding")
     cdef const int64_t *index = <const int64_t *>cnp.PyArray_DATA(rows)
     cdef en_status status
     with nogil:
-        status = k.embedding(n, vocab, d, kind, cnp.PyArray_DATA(table), index, floats(y))
+        status = k.embedding(n, vocab, d, kind, cnp.PyArray_DATA(table), index, target, cnp.PyArray_DATA(y))
     if status == EN_BAD_ID:
         bad_token(rows, vocab, "embedding")
-    check(status, "embedding")
+    check(status, "embedding", 0, 2 * bytes_of(y), target, n, d)
     return y
 
 
 def embedding_backward(g, ids, int64_t vocab):
-    """The gradient (V, D) of embedding's weight: g (*ids.shape, D) added up by id, in double and in the ids' order."""
+    """The gradient (V, D) f32 of embedding's weight: g (*ids.shape, D), f32 or bf16, added up by id, in double and in
+    the ids' order."""
     cdef const en_kernels *k = kernels()
-    cdef cnp.ndarray grad = contiguous(g, "embedding_backward", "g"), rows = ids_of(ids, "embedding_backward", "ids")
+    cdef en_dtype type
+    cdef cnp.ndarray grad = packed(flowing(g, "embedding_backward", "g", &type))
+    cdef cnp.ndarray rows = ids_of(ids, "embedding_backward", "ids")
     row_width(grad, "embedding_backward", "g")
     if shape_of(grad) != (*shape_of(rows), width_of(grad)):
         raise ShapeError(f"embedding_backward: g has shape {shape_of(grad)}, ids {shape_of(rows)}; g must be the ids' "
@@ -265,10 +426,10 @@ def embedding_backward(g, ids, int64_t vocab):
     cdef const int64_t *sorted_index = <const int64_t *>cnp.PyArray_DATA(order)
     cdef en_status status
     with nogil:
-        status = k.embedding_backward(n, vocab, d, floats(grad), index, sorted_index, floats(dweight))
+        status = k.embedding_backward(n, vocab, d, type, cnp.PyArray_DATA(grad), index, sorted_index, floats(dweight))
     if status == EN_BAD_ID:
         bad_token(rows, vocab, "embedding_backward")
-    check(status, "embedding_backward")
+    check(status, "embedding_backward", 0, 2 * bytes_of(grad), type, n, d)
     return dweight
 
 
@@ -290,59 +451,86 @@ cdef int bad_label(cnp.ndarray labels, int64_t vocab, int64_t ignore_index, str 
 
 
 def cross_entropy(logits, labels, int64_t ignore_index=-100):
-    """Per row of logits (N, V): -log softmax at its label (N,) int64, and log(sum(exp)). Returns (losses, lse), both
-    (N,); 0 for rows whose label is ignore_index. Raises DataError for another label outside [0, V)."""
+    """Per row of logits (N, V), f32 or bf16: -log softmax at its label (N,) int64, and log(sum(exp)). Returns (losses,
+    lse), both (N,) f32; 0 for rows whose label is ignore_index. Raises DataError for another label outside [0, V)."""
     cdef const en_kernels *k = kernels()
     cdef str op = "cross_entropy"
-    cdef cnp.ndarray a = contiguous(logits, op, "logits"), wanted = ids_of(labels, op, "labels")
+    cdef en_dtype type
+    cdef cnp.ndarray a = packed(flowing(logits, op, "logits", &type)), wanted = ids_of(labels, op, "labels")
     loss_shapes(a, wanted, op)
     cdef int64_t n = cnp.PyArray_DIM(a, 0), vocab = cnp.PyArray_DIM(a, 1)
     cdef cnp.ndarray losses = empty((n,), cnp.NPY_FLOAT32, op), lse = empty((n,), cnp.NPY_FLOAT32, op)
     cdef const int64_t *index = <const int64_t *>cnp.PyArray_DATA(wanted)
     cdef en_status status
     with nogil:
-        status = k.cross_entropy(n, vocab, floats(a), index, ignore_index, floats(losses), floats(lse))
+        status = k.cross_entropy(type, n, vocab, cnp.PyArray_DATA(a), index, ignore_index, floats(losses), floats(lse))
     if status == EN_BAD_ID:
         bad_label(wanted, vocab, ignore_index, op)
-    check(status, op)
+    check(status, op, 0, bytes_of(a), type, n, vocab)
     return losses, lse
 
 
 def cross_entropy_backward(g, logits, labels, lse, int64_t ignore_index=-100):
-    """The gradient (N, V) of the logits from the gradient g (N,) of the losses; ignored rows are 0."""
+    """The gradient (N, V) of the logits, of their type, from the gradient g (N,) of the losses; ignored rows are 0."""
     cdef const en_kernels *k = kernels()
     cdef str op = "cross_entropy_backward"
-    cdef cnp.ndarray a = contiguous(logits, op, "logits"), wanted = ids_of(labels, op, "labels")
+    cdef en_dtype type
+    cdef cnp.ndarray a = packed(flowing(logits, op, "logits", &type)), wanted = ids_of(labels, op, "labels")
     cdef cnp.ndarray grad = contiguous(g, op, "g"), total = contiguous(lse, op, "lse")
     loss_shapes(a, wanted, op)
     same_shape(grad, wanted, op, "g", "labels")
     same_shape(total, wanted, op, "lse", "labels")
     cdef int64_t n = cnp.PyArray_DIM(a, 0), vocab = cnp.PyArray_DIM(a, 1)
-    cdef cnp.ndarray dlogits = empty((n, vocab), cnp.NPY_FLOAT32, op)
+    cdef cnp.ndarray dlogits = empty((n, vocab), cnp.PyArray_TYPE(a), op)
     cdef const int64_t *index = <const int64_t *>cnp.PyArray_DATA(wanted)
     cdef en_status status
     with nogil:
-        status = k.cross_entropy_backward(n, vocab, floats(grad), floats(a), index, floats(total), ignore_index,
-                                          floats(dlogits))
+        status = k.cross_entropy_backward(type, n, vocab, floats(grad), cnp.PyArray_DATA(a), index, floats(total),
+                                          ignore_index, cnp.PyArray_DATA(dlogits))
     if status == EN_BAD_ID:
         bad_label(wanted, vocab, ignore_index, op)
-    check(status, op)
+    check(status, op, 0, 2 * bytes_of(a), type, n, vocab)
     return dlogits
+
+
+def cross_entropy_gradient_(logits, labels, float factor, int64_t ignore_index=-100):
+    """The losses (N,) f32 of logits (N, V), f32 or bf16, C-contiguous, which are replaced by the gradient of factor
+    times the sum of the losses: factor·(softmax - onehot(label)). An ignored row has loss 0 and becomes 0. Raises
+    DataError, and writes nothing, for another label outside [0, V)."""
+    cdef const en_kernels *k = kernels()
+    cdef str op = "cross_entropy_gradient_"
+    cdef en_dtype type
+    cdef cnp.ndarray a = dense(in_place(logits, op, "logits", &type), op, "logits")
+    cdef cnp.ndarray wanted = ids_of(labels, op, "labels")
+    loss_shapes(a, wanted, op)
+    cdef int64_t n = cnp.PyArray_DIM(a, 0), vocab = cnp.PyArray_DIM(a, 1)
+    cdef cnp.ndarray losses = empty((n,), cnp.NPY_FLOAT32, op)
+    cdef const int64_t *index = <const int64_t *>cnp.PyArray_DATA(wanted)
+    cdef en_status status
+    with nogil:
+        status = k.cross_entropy_gradient(type, n, vocab, cnp.PyArray_DATA(a), index, factor, ignore_index,
+                                          floats(losses))
+    if status == EN_BAD_ID:
+        bad_label(wanted, vocab, ignore_index, op)
+    check(status, op, 0, 2 * bytes_of(a), type, n, vocab)
+    return losses
 
 
 # ---- dropout ----
 
 def dropout(x, double p, uint64_t seed, uint64_t offset):
-    """x (f32) with each element set to 0 with probability p, the others scaled by 1/(1-p). The mask is Philox4x32-10 of
-    (seed, offset + i/4): the same call on a gradient is the backward pass. It consumes ceil(size/4) offsets."""
+    """x (f32 or bf16) with each element set to 0 with probability p, the others scaled by 1/(1-p). The mask is
+    Philox4x32-10 of (seed, offset + i/4): the same call on a gradient is the backward pass. It consumes ceil(size/4)
+    offsets."""
     cdef const en_kernels *k = kernels()
     if not 0 <= p <= 1:
         raise UsageError(f"dropout: p={p} must be from 0 to 1")
-    cdef cnp.ndarray a = contiguous(x, "dropout", "x")
-    cdef cnp.ndarray y = empty(shape_of(a), cnp.NPY_FLOAT32, "dropout")
+    cdef en_dtype type
+    cdef cnp.ndarray a = packed(flowing(x, "dropout", "x", &type))
+    cdef cnp.ndarray y = empty(shape_of(a), cnp.PyArray_TYPE(a), "dropout")
     cdef int64_t n = cnp.PyArray_SIZE(a)
     cdef en_status status
     with nogil:
-        status = k.dropout(n, floats(a), p, seed, offset, floats(y))
-    check(status, "dropout")
+        status = k.dropout(type, n, cnp.PyArray_DATA(a), p, seed, offset, cnp.PyArray_DATA(y))
+    check(status, "dropout", 0, 2 * bytes_of(a), type, n)
     return y

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from kernels.checks import floats
+from kernels.checks import BF16, FLOWS, floats
+from kernels.guard import guarded
 
 from entrenar import _native
 from entrenar.errors import UsageError
@@ -46,8 +47,9 @@ def test_elements_are_dropped_where_their_word_is_small(isa: str, seed: int, off
     for n, p in [(1, 0.5), (63, 0.1), (128, 0.9), (129, 0.5), (1001, 0.05)]:
         x = floats(n, n)
         kept = words(n, seed, offset) >= int(p * WORD)
-        want = np.where(kept, x * np.float32(1 / (1 - p)), 0)
-        np.testing.assert_array_equal(_native.dropout(x, p, seed, offset), want)
+        for dtype in FLOWS:
+            want = np.where(kept, x.astype(dtype).astype(np.float32) * np.float32(1 / (1 - p)), 0).astype(dtype)
+            np.testing.assert_array_equal(_native.dropout(guarded(x.astype(dtype)), p, seed, offset), want)
 
 
 def test_the_mean_stays_and_the_share_is_p(isa: str) -> None:
@@ -72,3 +74,4 @@ def test_nothing_and_everything(isa: str) -> None:
 def test_results_do_not_depend_on_threads(isa: str, same_on_any_threads) -> None:
     x = floats(1, 100003)
     same_on_any_threads(lambda: _native.dropout(x, 0.3, 11, 5))
+    same_on_any_threads(lambda: _native.dropout(x.astype(BF16), 0.3, 11, 5))

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernels.checks import TAILS, assert_close, assert_each_close, floats, wide
+from kernels.checks import BF16, FLOWS, TAILS, assert_close, assert_each_close, floats, wide
+from kernels.guard import guarded
 from numpy.lib.stride_tricks import as_strided
 
 from entrenar import _native
-from entrenar.errors import ShapeError, UsageError
+from entrenar.errors import DTypeError, ShapeError, UsageError
 
 LEVELS = _native.available_isas()
 SPECIAL = np.float32([np.nan, np.inf, -np.inf, 0.0, -0.0, 1e-42, -1e-42, 3e38, -3e38, 1, -1])
@@ -264,11 +265,126 @@ def test_errors_name_the_operation_and_both_shapes() -> None:
         _native.copy(np.zeros((1,) * 9, np.float32))
 
 
-def test_swiglu(isa: str) -> None:
+@pytest.mark.tier1
+def test_bf16_is_computed_in_f32_and_rounded_once(isa: str) -> None:
+    for n in [*TAILS, 1023, 1025, 5000]:
+        a, b = (floats(n + k, n).astype(BF16) for k in range(2))
+        for name in ("add", "sub", "mul", "div"):
+            want = BINARY[name](a.astype(np.float32), b.astype(np.float32)).astype(BF16)
+            np.testing.assert_array_equal(_native.binary(name, guarded(a), guarded(b)), want)
+        for name in UNARY:
+            x = np.abs(a) if name == "log" else a
+            want = _native.unary(name, x.astype(np.float32)).astype(BF16)
+            np.testing.assert_array_equal(_native.unary(name, guarded(x)), want)
+            slope = _native.unary_backward(name, x.astype(np.float32), b.astype(np.float32)).astype(BF16)
+            np.testing.assert_array_equal(_native.unary_backward(name, guarded(x), guarded(b)), slope)
+        x = guarded(a)
+        assert _native.add_(x, guarded(b)) is x
+        np.testing.assert_array_equal(x, a + b)
+        assert _native.scale_(x, 0.3) is x
+        np.testing.assert_array_equal(x, (wide(a + b) * np.float32(0.3)).astype(np.float32).astype(BF16))
+    assert (_native.binary("mul", a, 2) == a * 2).all()
+    assert _native.binary("mul", 2.0, a).dtype == BF16
+
+
+def test_bf16_of_any_strides(isa: str, same_on_any_threads) -> None:
+    x, y = floats(1, 401, 301).astype(BF16), floats(2, 301).astype(BF16)
+    for view in (x.T, x[::2, ::-1], x[:, 3:10], np.broadcast_to(x[:, :1], (401, 7))):
+        np.testing.assert_array_equal(_native.copy(view), view)
+        np.testing.assert_array_equal(_native.binary("add", view, view[0]), view + view[0])
+        np.testing.assert_array_equal(_native.unary("relu", view), np.maximum(view, 0))
+    same_on_any_threads(lambda: _native.binary("add", x, y))
+    same_on_any_threads(lambda: _native.copy(x.T))
+
+
+def test_special_values_of_bf16(isa: str) -> None:
+    special = SPECIAL.astype(BF16)
+    a, b = np.meshgrid(special, special)
+    for name in ("add", "sub", "mul", "div"):
+        with np.errstate(all="ignore"):
+            want = BINARY[name](a.astype(np.float32), b.astype(np.float32)).astype(BF16)
+        np.testing.assert_array_equal(wide(_native.binary(name, a, b)), wide(want))
+    np.testing.assert_array_equal(_native.copy(special).view(np.uint16), special.view(np.uint16))
+
+
+def test_two_types_in_one_operation_are_refused() -> None:
+    x, half = np.zeros((2, 3), np.float32), np.zeros((2, 3), BF16)
+    for call in (
+        lambda: _native.binary("add", x, half),
+        lambda: _native.add_(half, x),
+        lambda: _native.unary_backward("silu", x, half),
+        lambda: _native.swiglu(x, half),
+        lambda: _native.swiglu_backward(half, x, x),
+        lambda: _native.swiglu_backward(x, x, x, h=half),
+        lambda: _native.swiglu_backward(x, x, x, into=(half, half)),
+    ):
+        with pytest.raises(DTypeError, match=r"they must be the same"):
+            call()
+    with pytest.raises(DTypeError, match="mul: b must be float32 or bfloat16, not float16"):
+        _native.binary("mul", 2, x.astype(np.float16))
+
+
+@pytest.mark.parametrize("dtype", FLOWS)
+def test_swiglu(isa: str, dtype: type) -> None:
     for n in [*TAILS, 5000]:
-        gate, up, g = floats(n, n, scale=3), floats(n + 1, n), floats(n + 2, n)
+        gate, up, g = (guarded((floats(n + k, n) * (3 if k == 0 else 1)).astype(dtype)) for k in range(3))
         x = wide(gate)
-        assert_each_close(_native.swiglu(gate, up), x * sigmoid(x) * up, rel=1e-6)
-        dgate, dup = _native.swiglu_backward(g, gate, up)
-        assert_close(dgate, wide(g) * up * SLOPE["silu"](x))
-        assert_each_close(dup, g * x * sigmoid(x), rel=1e-6)
+        y = _native.swiglu(gate, up)
+        assert_each_close(y, x * sigmoid(x) * up, rel=1e-6, dtype=dtype)
+        h = guarded(np.zeros_like(y))
+        dgate, dup = _native.swiglu_backward(g, gate, up, h=h)
+        assert_close(dgate, wide(g) * up * SLOPE["silu"](x), dtype=dtype)
+        assert_each_close(dup, g * x * sigmoid(x), rel=1e-6, dtype=dtype)
+        np.testing.assert_array_equal(h, y)
+
+
+@pytest.mark.parametrize("dtype", FLOWS)
+def test_swiglu_of_two_halves_of_one_array(isa: str, dtype: type, same_on_any_threads) -> None:
+    for rows, n in [(3, 1), (5, 63), (2, 1025), (70, 500)]:
+        both, g = guarded(floats(n, rows, 2 * n).astype(dtype)), floats(1, rows, n).astype(dtype)
+        gate, up = both[:, :n], both[:, n:]
+        y = _native.swiglu(gate, up)
+        np.testing.assert_array_equal(y, _native.swiglu(gate.copy(), up.copy()))
+        want = _native.swiglu_backward(g, gate.copy(), up.copy())
+        apart = guarded(np.zeros_like(both))
+        into = apart[:, n:], apart[:, :n]
+        got = _native.swiglu_backward(g, gate, up, into=into)
+        assert got[0] is into[0]
+        assert got[1] is into[1]
+        np.testing.assert_array_equal(got, want)
+        same_on_any_threads(lambda gate=gate, up=up: _native.swiglu(gate, up))
+        same_on_any_threads(lambda g=g, gate=gate, up=up: _native.swiglu_backward(g, gate, up))
+        h = g.copy()
+        _native.swiglu_backward(h, gate, up, into=(gate, up), h=h)  # all in place
+        np.testing.assert_array_equal(np.hstack(want), both)
+        np.testing.assert_array_equal(h, y)
+
+
+def test_swiglu_at_extremes(isa: str) -> None:
+    inf, nan = np.inf, np.nan
+    for dtype in FLOWS:
+        gate = np.array([-inf, -200, -90, -0.0, 0, 90, 3e38, inf, nan], dtype)
+        one = np.ones_like(gate)
+        y, slope = _native.swiglu(gate, one), _native.swiglu_backward(one, gate, one)[0]
+        assert (y[3:7] == gate[3:7]).all() or y[5:7].tolist() == gate[5:7].tolist()
+        assert y[1] == 0
+        assert y[7] == inf
+        assert np.isnan(y[[0, 8]]).all()
+        assert slope[1:7].tolist() == pytest.approx([0, 0, 0.5, 0.5, 1, 1], abs=1e-30)
+
+
+def test_swiglu_backward_refuses_arrays_that_overlap() -> None:
+    both, g = np.ones((4, 6), np.float32), np.ones((4, 3), np.float32)
+    gate, up = both[:, :3], both[:, 3:]
+    other = np.ones((4, 8), np.float32)
+    for into in [(up, gate), (gate, gate), (both[:, 1:4], up), (other[:, :3], other[:, 2:5]), (g, up)]:
+        with pytest.raises(UsageError, match=r"swiglu_backward: into\[[01]\] overlaps another array"):
+            _native.swiglu_backward(g, gate, up, into=into)
+    long = np.ones(20, np.float32)
+    with pytest.raises(UsageError, match="swiglu_backward: h overlaps"):
+        _native.swiglu_backward(long[:12].reshape(4, 3), gate, up, h=long[1:13].reshape(4, 3))
+    with pytest.raises(ShapeError, match=r"into\[0\] must be 2-D with contiguous columns"):
+        _native.swiglu_backward(g, gate, up, into=(np.ones((3, 4), np.float32).T, up))
+    with pytest.raises(ShapeError, match=r"into\[1\] has shape \(4, 2\), gate \(4, 3\)"):
+        _native.swiglu_backward(g, gate, up, into=(gate, up[:, 1:]))
+    np.testing.assert_array_equal(both, 1)

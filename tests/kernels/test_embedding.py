@@ -5,7 +5,8 @@ from __future__ import annotations
 import ml_dtypes
 import numpy as np
 import pytest
-from kernels.checks import TAILS, assert_close, floats, wide
+from kernels.checks import BF16, FLOWS, TAILS, assert_close, floats, wide
+from kernels.guard import guarded
 
 from entrenar import _native
 from entrenar.errors import DataError, DTypeError, ShapeError
@@ -14,10 +15,13 @@ from entrenar.errors import DataError, DTypeError, ShapeError
 @pytest.mark.tier1
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
 def test_rows_by_id(isa: str, dtype: type) -> None:
-    for d in TAILS:
-        weight = floats(d, 11, d).astype(dtype)
+    for d in [*TAILS, 1025]:
+        weight = guarded(floats(d, 11, d).astype(dtype))
         ids = np.random.default_rng(d).integers(0, 11, (3, 4))
         np.testing.assert_array_equal(_native.embedding(weight, ids), weight.astype(np.float32)[ids])
+        narrow = _native.embedding(weight, ids, BF16)
+        assert narrow.dtype == BF16
+        np.testing.assert_array_equal(narrow, weight.astype(np.float32).astype(BF16)[ids])
     assert _native.embedding(weight, np.zeros((2, 0), np.int64)).shape == (2, 0, d)
     assert _native.embedding(weight, np.array(3)).shape == (d,)
     strided = np.asarray(weight.T[::2].T)
@@ -25,16 +29,17 @@ def test_rows_by_id(isa: str, dtype: type) -> None:
 
 
 @pytest.mark.tier1
-def test_gradients_of_equal_ids_add_up(isa: str) -> None:
+@pytest.mark.parametrize("dtype", FLOWS)
+def test_gradients_of_equal_ids_add_up(isa: str, dtype: type) -> None:
     for d in TAILS:
         ids = np.random.default_rng(d).integers(0, 5, (2, 9))
-        g = floats(d, 2, 9, d)
+        g = guarded(floats(d, 2, 9, d).astype(dtype))
         want = np.zeros((7, d))
         np.add.at(want, ids, wide(g))
         got = _native.embedding_backward(g, ids, 7)
         assert_close(got, want, rel=2e-7)
         assert not got[5:].any()
-    assert not _native.embedding_backward(np.zeros((0, 4), np.float32), np.zeros(0, np.int64), 3).any()
+    assert not _native.embedding_backward(np.zeros((0, 4), dtype), np.zeros(0, np.int64), 3).any()
 
 
 def test_a_common_id_keeps_its_digits(isa: str) -> None:
@@ -69,6 +74,8 @@ def test_errors_name_what_is_wrong() -> None:
         _native.embedding(np.zeros((3, 2), np.float32), np.zeros(2, np.int32))
     with pytest.raises(DTypeError, match="weight must be float32, float16 or bfloat16, not float64"):
         _native.embedding(np.zeros((3, 2)), np.zeros(2, np.int64))
+    with pytest.raises(DTypeError, match="embedding: dtype must be float32 or bfloat16, not float16"):
+        _native.embedding(np.zeros((3, 2), np.float32), np.zeros(2, np.int64), np.float16)
     with pytest.raises(ShapeError, match=r"weight must be \(V, D\), its shape is \(3,\)"):
         _native.embedding(np.zeros(3, np.float32), np.zeros(2, np.int64))
     with pytest.raises(ShapeError, match=r"g has shape \(2, 3, 4\), ids \(2,\)"):

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernels.checks import TAILS, assert_close, floats, wide
+from kernels.checks import BF16, FLOWS, TAILS, assert_close, floats, wide
+from kernels.guard import guarded
 
 from entrenar import _native
 from entrenar.errors import ShapeError
@@ -15,12 +16,22 @@ LEVELS = _native.available_isas()
 
 
 @pytest.mark.tier1
-def test_sum_meets_every_tail(isa: str) -> None:
-    for n in TAILS:
-        x = floats(n, n) + 1
+@pytest.mark.parametrize("dtype", FLOWS)
+def test_sum_meets_every_tail(isa: str, dtype: type) -> None:
+    for n in [*TAILS, 127, 129, 1025]:
+        x, rows = guarded((floats(n, n) + 1).astype(dtype)), guarded(floats(n, 3, n).astype(dtype))
         assert_close(_native.sum(x), wide(x).sum())
-        assert_close(_native.sum(floats(n, 3, n), (0,)), wide(floats(n, 3, n)).sum(0))
-        assert_close(_native.sum(floats(n, 3, n), (1,)), wide(floats(n, 3, n)).sum(1))
+        assert_close(_native.sum(rows, (0,)), wide(rows).sum(0))
+        assert_close(_native.sum(rows, (1,)), wide(rows).sum(1))
+
+
+def test_columns_of_bf16_are_summed_wide(isa: str, same_on_any_threads) -> None:
+    x = (floats(1, 5001, 67) + 1).astype(BF16)
+    assert_close(_native.sum(x, (0,)), wide(x).sum(0), rel=1e-7)
+    assert_close(_native.sum(x.T, (1,)), wide(x).sum(0), rel=1e-7)
+    assert_close(_native.sum(x[::3, 5:40], (0,), keepdims=True), wide(x)[::3, 5:40].sum(0, keepdims=True), rel=1e-7)
+    same_on_any_threads(lambda: _native.sum(x, (0,)))
+    same_on_any_threads(lambda: _native.sum(x))
 
 
 @settings(max_examples=100, deadline=None)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from kernels.checks import TAILS, assert_close, assert_each_close, floats, wide
+from kernels.checks import BF16, FLOWS, TAILS, assert_close, assert_each_close, floats, wide
+from kernels.guard import guarded
 
 from entrenar import _native
-from entrenar.errors import DTypeError, ShapeError
+from entrenar.errors import DTypeError, ShapeError, UsageError
 
 SIZES = [*TAILS, 1000, 4099]
 
@@ -47,21 +48,37 @@ def rms_norm(x, w, eps):
 
 
 @pytest.mark.tier1
-def test_rms_norm(isa: str) -> None:
+@pytest.mark.parametrize("dtype", FLOWS)
+def test_rms_norm(isa: str, dtype: type) -> None:
     for d in SIZES:
-        x, w, g = floats(d, 2, 3, d), floats(d + 1, d), floats(d + 2, 2, 3, d)
+        x, w, g = floats(d, 2, 3, d).astype(dtype), floats(d + 1, d), floats(d + 2, 2, 3, d).astype(dtype)
         want, rstd = rms_norm(wide(x), wide(w), 1e-5)
-        y, r = _native.rms_norm(x, w, 1e-5)
-        assert_each_close(y, want, rel=1e-6)
+        y, r = _native.rms_norm(guarded(x), guarded(w), 1e-5)
+        assert_each_close(y, want, rel=1e-6, dtype=dtype)
         assert_each_close(r, rstd.reshape(-1), rel=1e-6)
-        dx, dw = _native.rms_norm_backward(g, x, w, r)
+        dx, dw = _native.rms_norm_backward(guarded(g), guarded(x), guarded(w), r)
         gw = wide(g) * w
         want = rstd * gw - x * rstd**3 * (gw * x).mean(-1, keepdims=True)
-        assert_close(dx, want, scale=np.abs(rstd * gw).max())
-        assert_close(dw, (g * x * rstd).sum((0, 1)))
-        again, nothing = _native.rms_norm_backward(g, x, w, r, need_dw=False)
+        assert_close(dx, want, scale=np.abs(rstd * gw).max(), dtype=dtype)
+        assert_close(dw, (wide(g) * x * rstd).sum((0, 1)))
+        normed = guarded(np.zeros_like(x))
+        again, nothing = _native.rms_norm_backward(g, x, w, r, need_dw=False, normed=normed)
         assert nothing is None
         np.testing.assert_array_equal(again, dx)
+        np.testing.assert_array_equal(normed, y)
+
+
+def test_rms_norm_of_long_rows_keeps_its_digits(isa: str) -> None:
+    """The bound of the sums of squares holds to rows of 16k, for alike and for very unlike values."""
+    for d in (16384, 16447):
+        for x in (floats(1, 2, d), floats(2, 2, d) ** 9, np.full((2, d), 0.1, np.float32)):
+            want, rstd = rms_norm(wide(x), 1, 1e-6)
+            y, r = _native.rms_norm(x, np.ones(d, np.float32), 1e-6)
+            assert_each_close(r, rstd.reshape(-1), rel=2e-7)
+            assert_each_close(y, want, rel=3e-7, floor=1e-40)
+            half = x.astype(BF16)
+            assert_each_close(_native.rms_norm(half, np.ones(d, np.float32), 1e-6)[1],
+                              rms_norm(wide(half), 1, 1e-6)[1].reshape(-1), rel=2e-7)  # fmt: skip
 
 
 def test_rms_norm_at_extremes(isa: str) -> None:
@@ -114,13 +131,18 @@ def test_strided_rows_are_taken_as_they_read(isa: str) -> None:
     np.testing.assert_array_equal(_native.rms_norm(x, w, 1e-5)[0], _native.rms_norm(x.copy(), w.copy(), 1e-5)[0])
 
 
+@pytest.mark.parametrize("dtype", FLOWS)
+def test_rms_norm_does_not_depend_on_threads(isa: str, dtype: type, same_on_any_threads) -> None:
+    x, g, w = floats(1, 257, 515).astype(dtype), floats(2, 257, 515).astype(dtype), floats(3, 515)
+    _, rstd = _native.rms_norm(x, w, 1e-5)
+    same_on_any_threads(lambda: _native.rms_norm(x, w, 1e-5))
+    same_on_any_threads(lambda: _native.rms_norm_backward(g, x, w, rstd))
+
+
 def test_results_do_not_depend_on_threads(isa: str, same_on_any_threads) -> None:
     x, g, w = floats(1, 257, 515), floats(2, 257, 515), floats(3, 515)
     same_on_any_threads(lambda: _native.softmax(x))
     same_on_any_threads(lambda: _native.softmax_backward(x, g))
-    _, rstd = _native.rms_norm(x, w, 1e-5)
-    same_on_any_threads(lambda: _native.rms_norm(x, w, 1e-5))
-    same_on_any_threads(lambda: _native.rms_norm_backward(g, x, w, rstd))
     _, mean, rstd = _native.layer_norm(x, w, w, 1e-5)
     same_on_any_threads(lambda: _native.layer_norm(x, w, w, 1e-5))
     same_on_any_threads(lambda: _native.layer_norm_backward(g, x, w, mean, rstd))
@@ -145,6 +167,16 @@ def test_errors_name_the_operation_and_both_shapes() -> None:
         _native.rms_norm_backward(x.T, x, w, rows)
     with pytest.raises(ShapeError, match=r"rms_norm_backward: rstd has shape \(3,\), x \(2, 3\)"):
         _native.rms_norm_backward(x, x, w, w)
+    for normed, error in ((np.zeros((3, 2), np.float32), ShapeError), (np.zeros((2, 3), BF16), DTypeError),
+                          (np.zeros((2, 6), np.float32)[:, ::2], ShapeError), (x, UsageError)):  # fmt: skip
+        with pytest.raises(error, match="rms_norm_backward: normed"):
+            _native.rms_norm_backward(x.copy(), x, w, rows, normed=normed)
+    with pytest.raises(DTypeError, match="rms_norm_backward: g is bfloat16, x float32; they must be the same"):
+        _native.rms_norm_backward(x.astype(BF16), x, w, rows)
+    with pytest.raises(DTypeError, match="rms_norm: w must be float32, not bfloat16"):
+        _native.rms_norm(x, w.astype(BF16), 1e-5)
+    with pytest.raises(DTypeError, match="rms_norm: x must be float32 or bfloat16, not float16"):
+        _native.rms_norm(x.astype(np.float16), w, 1e-5)
     with pytest.raises(ShapeError, match=r"layer_norm: b has shape \(2,\)"):
         _native.layer_norm(x, w, rows, 1e-5)
     with pytest.raises(ShapeError, match=r"layer_norm_backward: mean has shape \(3,\)"):

@@ -8,6 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from kernels.checks import TAILS, floats
+from kernels.guard import guarded
 
 from entrenar import _native
 from entrenar.errors import DTypeError, ShapeError, UsageError
@@ -50,12 +51,17 @@ def test_narrowing_rounds_to_nearest_even(isa: str, dtype: type) -> None:
 def test_convert_meets_every_tail_and_layout(isa: str, same_on_any_threads) -> None:
     for dtype in HALVES:
         for n in TAILS:
-            x = floats(n, n)
+            x = guarded(floats(n, n))
             np.testing.assert_array_equal(_native.convert(x, dtype), x.astype(dtype))
-            np.testing.assert_array_equal(_native.convert(x.astype(dtype), np.float32), x.astype(dtype).astype("f4"))
+            half = guarded(x.astype(dtype))
+            np.testing.assert_array_equal(_native.convert(half, np.float32), half.astype(np.float32))
         x = floats(1, 301, 333)
         same_on_any_threads(lambda dtype=dtype, x=x: _native.convert(x, dtype))
-        np.testing.assert_array_equal(_native.convert(x.T, dtype), x.T.astype(dtype))
+        for view in (x.T, x[:, ::3], x[::-1, 5:200], np.broadcast_to(x[:, :1], (301, 40))):
+            np.testing.assert_array_equal(_native.convert(view, dtype), view.astype(dtype))
+            half = view.astype(dtype) if view.strides[-1] == 4 else x.astype(dtype)[::2].T
+            np.testing.assert_array_equal(_native.convert(half, np.float32), half.astype(np.float32))
+            np.testing.assert_array_equal(_native.convert(half, dtype), half)
         assert _native.convert(np.array(x[0, 0]), dtype).shape == ()
         assert _native.convert(x[:0], dtype).shape == (0, 333)
     f16 = floats(1, 70).astype(np.float16)
