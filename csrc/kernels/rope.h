@@ -1,7 +1,8 @@
 /* Rotary position embedding: pairs of x turn by the position's angles; the inverse turns back, and is the backward.
  *
- * x, y (b,t,h,d); y may be x. cos, sin (t,rot/2), or (b,t,rot/2) where table_batch is their batch stride. The pairs are (2i, 2i+1) (interleaved) or (i, i + rot/2) (split
- * halves); elements from rot on pass through. No sum is fused: every level gives the same bits. */
+ * x, y (b,t,h,d); y may be x. cos, sin (t,rot/2), or (b,t,rot/2) where table_batch is their batch stride. The pairs are
+ * (2i, 2i+1) (interleaved) or (i, i + rot/2) (split halves); elements from rot on pass through. No sum is fused: every
+ * level gives the same bits. */
 #ifndef EN_ROPE_H
 #define EN_ROPE_H
 
