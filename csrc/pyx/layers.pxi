@@ -127,7 +127,7 @@ def rms_norm(x, w, double eps):
     return y, rstd
 
 
-cdef cnp.ndarray buffer(object x, cnp.ndarray like, str op, str name, str name_of_like):
+cdef cnp.ndarray destination(object x, cnp.ndarray like, str op, str name, str name_of_like):
     """A C-contiguous array of the shape and type of `like`, to be written."""
     cdef en_dtype type
     cdef cnp.ndarray a = dense(in_place(x, op, name, &type), op, name)
@@ -152,7 +152,7 @@ def rms_norm_backward(g, x, w, rstd, bint need_dw=True, normed=None):
     cdef float *pw = floats(dw) if need_dw else NULL
     cdef void *pn = NULL
     if normed is not None:
-        again = buffer(normed, a, op, "normed", "x")
+        again = destination(normed, a, op, "normed", "x")
         if np.may_share_memory(again, a) or np.may_share_memory(again, grad):
             raise UsageError(f"{op}: normed overlaps an operand")
         pn = cnp.PyArray_DATA(again)
@@ -362,7 +362,7 @@ def swiglu_backward(g, gate, up, into=None, h=None):
     p.dup_row = row_stride(dup)
     p.h = NULL
     if h is not None:
-        again = buffer(h, grad, op, "h", "g")
+        again = destination(h, grad, op, "h", "g")
         p.h = cnp.PyArray_DATA(again)
         if (p.h != p.g and np.may_share_memory(again, grad)) or \
                 any([np.may_share_memory(again, other) for other in (a, b, dgate, dup)]):
