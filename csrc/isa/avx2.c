@@ -75,6 +75,19 @@ WORD vf v_ldexp(vf a, vf n) {
     return v_mul(v_mul(a, first), second);
 }
 
+WORD vf v_load_u8(const uint8_t *p) {
+    return v_from_int(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p)));
+}
+WORD void v_store_u8(uint8_t *p, vf a) {
+    vi k = v_to_int(a);
+    __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(k), _mm256_extracti128_si256(k, 1));
+    _mm_storel_epi64((__m128i *)p, _mm_packus_epi16(words, words));
+}
+WORD vf v_lookup(const float table[16], vi index) {
+    vf low = _mm256_permutevar8x32_ps(v_load(table), index), high = _mm256_permutevar8x32_ps(v_load(table + 8), index);
+    return v_select(v_from_bits(vi_shl(index, 28)), high, low); /* by bit 3 */
+}
+
 WORD __m128i load_u16_n(const uint16_t *p, int64_t n) {
     if (n >= VL) return _mm_loadu_si128((const __m128i *)p);
     uint16_t lanes[VL] = {0};

@@ -56,6 +56,14 @@ WORD vf v_from_bits(vi a) { return _mm512_castsi512_ps(a); }
 WORD vi v_to_int(vf a) { return _mm512_cvtps_epi32(a); }
 WORD vf v_from_int(vi a) { return _mm512_cvtepi32_ps(a); }
 
+WORD vf v_load_u8(const uint8_t *p) {
+    return v_from_int(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p)));
+}
+WORD void v_store_u8(uint8_t *p, vf a) {
+    _mm_storeu_si128((__m128i *)p, _mm512_cvtusepi32_epi8(_mm512_max_epi32(v_to_int(a), vi_set(0))));
+}
+WORD vf v_lookup(const float table[16], vi index) { return _mm512_permutexvar_ps(index, v_load(table)); }
+
 WORD vf v_load_bf16_n(const uint16_t *p, int64_t n) {
     return v_from_bits(vi_shl(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(first_lanes(n), p)), 16));
 }

@@ -72,6 +72,10 @@ WORD vf v_ldexp(vf a, vf n) {
     return a * v_from_bits(vi_shl(half + 127, 23)) * v_from_bits(vi_shl(k - half + 127, 23));
 }
 
+WORD vf v_load_u8(const uint8_t *p) { return *p; }
+WORD void v_store_u8(uint8_t *p, vf a) { *p = a > 0 ? a < 255 ? (uint8_t)rintf(a) : 255 : 0; }
+WORD vf v_lookup(const float table[16], vi index) { return table[index & 15]; }
+
 WORD vf v_load_bf16_n(const uint16_t *p, int64_t n) { return n > 0 ? v_from_bits((vi)((uint32_t)*p << 16)) : 0; }
 WORD vf v_load_f16_n(const uint16_t *p, int64_t n) {
     if (n <= 0) return 0;

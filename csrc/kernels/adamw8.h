@@ -4,11 +4,13 @@
  * stands for a value in [0, 1] times that magnitude: seven decades from 1e-7 to 1, each cut into twice as many equal
  * cells as the one below, the codes being the cells' middles, and 0 and 1 themselves.
  *
- *   code        0 | 1 2 | 3 … 6 | 7 … 14 | … | 127 … 254 | 255        of v, which has no sign
- *   decade      0 | -7  | -6    | -5     |   | -1        | 1
+ *   decade           0 |  1e-7 | 1e-6 | … |   1e-1    | 1
+ *   code of v        0 |  1  2 | 3 … 6| … | 127 … 254 | 255
+ *   code of |m|      0 |     1 | 2   3| … |  64 … 127 | 128      stored as 127 ± it; -1 itself has no code
  *
- * m has half as many cells a decade and its codes count from 127, up for positive values, down for negative ones
- * (which have no code for the magnitude itself). */
+ * What both have in common is the position, code + 3/2 of v and 2·code + 1 of |m|: in the decade from `low` it goes from
+ * C to 2·C, C = 2, 4, … 128, and there value = low·(9·position / C - 8). So the binary exponent of a position tells its
+ * decade, and the position of a value, a concave function, is the least of seven lines. */
 #ifndef EN_ADAMW8_H
 #define EN_ADAMW8_H
 
@@ -18,64 +20,73 @@
 
 enum { DECADES = 7, SIGNED_ZERO = 127 };
 
-/* The cell of y as a real number is concave and piecewise linear: the least of one line a decade. */
-struct lines {
-    float slope[DECADES], offset[DECADES];
-};
-
 struct codes {
-    float m[256], v[256]; /* the value of each code */
-    struct lines m_cell, v_cell;
+    float value_slope[16], value_offset[16]; /* by the position's exponent: 15 of 0, 0 to 6 of the decades, 7 of 1 */
+    float slope[DECADES], offset[DECADES];   /* of the lines */
     const struct en_adam *settings;
 };
 
-/* values, of codes from 0 up: `cells` of them in the lowest decade */
-static void make_codes(int cells, float *values, struct lines *lines) {
-    double low = 1e-7;
-    int code = 1;
-    values[0] = 0;
+static struct codes make_codes(const struct en_adam *settings) {
+    struct codes c = {.settings = settings, .value_offset[DECADES] = 1};
+    double low = 1e-7, cells = 2;
     for (int i = 0; i < DECADES; i++, low *= 10, cells *= 2) {
-        /* v_round takes the place of a floor; the last term keeps 1, and what rounds to nearly 1, within its code */
-        lines->slope[i] = (float)(cells / (9 * low));
-        lines->offset[i] = (float)(code - cells / 9.0 - 0.5 + 0x1p-10);
-        for (int k = 0; k < cells; k++) values[code++] = (float)(low * (1 + 9 * (k + 0.5) / cells));
+        c.value_slope[i] = (float)(9 * low / cells);
+        c.value_offset[i] = (float)(-8 * low);
+        c.slope[i] = (float)(cells / (9 * low));
+        c.offset[i] = (float)(cells * 8 / 9);
     }
-    values[code] = 1;
+    return c;
 }
 
-WORD vf cell_of(const struct lines *lines, vf y) {
-    vf cell = v_fma(v_set(lines->slope[0]), y, v_set(lines->offset[0]));
-    for (int i = 1; i < DECADES; i++) cell = v_min(v_fma(v_set(lines->slope[i]), y, v_set(lines->offset[i])), cell);
-    return v_round(cell);
+WORD vf value_at(const struct codes *c, vf position) {
+    vi exponent = vi_shr(v_bits(position), 23); /* 127 and up; the lookup takes it mod 16 */
+    return v_fma(v_lookup(c->value_slope, exponent), position, v_lookup(c->value_offset, exponent));
 }
 
-/* 0 where magnitudes are so small that the inverse overflows: they become code 0, or 1 */
-WORD vf inverse(float absmax) { return v_set(absmax >= 0x1p-126f ? 1 / absmax : 0); }
-
-/* int32 lanes as bytes */
-static void store_codes(uint8_t *codes, const float *lanes, int64_t n) {
-    for (int64_t i = 0; i < n; i++) {
-        int32_t code;
-        memcpy(&code, lanes + i, sizeof code);
-        codes[i] = (uint8_t)code;
-    }
+WORD vf position_of(const struct codes *c, vf y) {
+    vf position = v_fma(v_set(c->slope[0]), y, v_set(c->offset[0]));
+    for (int i = 1; i < DECADES; i++) position = v_min(v_fma(v_set(c->slope[i]), y, v_set(c->offset[i])), position);
+    return position;
 }
 
-/* At most EN_MOMENT_BLOCK elements that share their magnitudes. */
-static void adam8_block(const struct adam *a, const struct codes *c, int64_t n, float *p, const float *g,
-                        uint8_t *m_codes, uint8_t *v_codes, float *m_absmax, float *v_absmax) {
+WORD vf decode_m(const struct codes *c, const uint8_t *code) {
+    vf signed_code = v_sub(v_load_u8(code), v_set(SIGNED_ZERO));
+    vf magnitude = value_at(c, v_fma(v_set(2), v_abs(signed_code), v_set(1)));
+    return v_select(v_lt(signed_code, v_zero()), v_neg(magnitude), magnitude);
+}
+
+WORD vf decode_v(const struct codes *c, const uint8_t *code) {
+    return value_at(c, v_add(v_load_u8(code), v_set(1.5f)));
+}
+
+/* Stores round to nearest, so half is taken off for a floor. A thousandth of a cell less than half, so that what should
+ * be 1 but for rounding keeps its own code. */
+#define LESS_HALF (0x1p-10f - 0.5f)
+
+WORD void encode_m(const struct codes *c, vf y, uint8_t *code) {
+    vf magnitude = v_round(v_fma(v_set(0.5f), position_of(c, v_abs(y)), v_set(LESS_HALF)));
+    vf zero = v_set(SIGNED_ZERO);
+    v_store_u8(code, v_select(v_lt(y, v_zero()), v_sub(zero, v_min(magnitude, zero)), v_add(zero, magnitude)));
+}
+
+/* Never 0 where y is not: m, which may be larger against its block, would be divided by eps alone. */
+WORD void encode_v(const struct codes *c, vf y, uint8_t *code) {
+    vf floor = v_add(position_of(c, y), v_set(LESS_HALF - 1));
+    v_store_u8(code, v_max(floor, v_select(v_lt(v_zero(), y), v_set(1), v_zero())));
+}
+
+/* Magnitudes so small that the inverse overflows stand for 0. */
+WORD float inverse(float absmax) { return absmax >= 0x1p-126f ? 1 / absmax : 0; }
+
+/* A whole block. */
+static void adam8_block(const struct adam *settings, const struct codes *c, float *p, const float *g, uint8_t *m_codes,
+                        uint8_t *v_codes, float *m_absmax, float *v_absmax) {
     _Alignas(64) float ms[EN_MOMENT_BLOCK], vs[EN_MOMENT_BLOCK];
-    float m_scale = *m_absmax, v_scale = *v_absmax;
-    for (int64_t i = 0; i < n; i++) {
-        ms[i] = c->m[m_codes[i]] * m_scale;
-        vs[i] = c->v[v_codes[i]] * v_scale;
-    }
-    for (int64_t i = n; i < EN_MOMENT_BLOCK; i++) ms[i] = vs[i] = 0;
-
-    vf m_most = v_zero(), v_most = v_zero();
-    for (int64_t i = 0; i < n; i += VL) {
-        vf m = v_load(ms + i), v = v_load(vs + i);
-        v_store_n(p + i, adam_lanes(a, v_load_n(p + i, n - i), v_load_n(g + i, n - i), &m, &v), n - i);
+    struct adam a = *settings;
+    vf m_scale = v_set(*m_absmax), v_scale = v_set(*v_absmax), m_most = v_zero(), v_most = v_zero();
+    for (int i = 0; i < EN_MOMENT_BLOCK; i += VL) {
+        vf m = v_mul(decode_m(c, m_codes + i), m_scale), v = v_mul(decode_v(c, v_codes + i), v_scale);
+        v_store(p + i, adam_lanes(&a, v_load(p + i), v_load(g + i), &m, &v));
         v_store(ms + i, m);
         v_store(vs + i, v);
         m_most = v_max(v_abs(m), m_most);
@@ -83,22 +94,41 @@ static void adam8_block(const struct adam *a, const struct codes *c, int64_t n, 
     }
     *m_absmax = v_hmax(m_most);
     *v_absmax = v_hmax(v_most);
+    m_scale = v_set(inverse(*m_absmax));
+    v_scale = v_set(inverse(*v_absmax));
+    for (int i = 0; i < EN_MOMENT_BLOCK; i += VL) {
+        encode_m(c, v_mul(v_load(ms + i), m_scale), m_codes + i);
+        encode_v(c, v_mul(v_load(vs + i), v_scale), v_codes + i);
+    }
+}
 
-    vf scale = inverse(*m_absmax), zero = v_set(SIGNED_ZERO);
-    for (int64_t i = 0; i < n; i += VL) {
-        vf m = v_load(ms + i), cell = cell_of(&c->m_cell, v_mul(v_abs(m), scale));
-        vf code = v_select(v_lt(m, v_zero()), v_sub(zero, v_min(cell, zero)), v_add(zero, cell));
-        v_store(ms + i, v_from_bits(v_to_int(code)));
+/* The n elements at the end of a parameter, among zeros. */
+static void adam8_rest(const struct adam *a, const struct codes *c, int64_t n, float *p, const float *g,
+                       uint8_t *m_codes, uint8_t *v_codes, float *m_absmax, float *v_absmax) {
+    float all_p[EN_MOMENT_BLOCK] = {0}, all_g[EN_MOMENT_BLOCK] = {0};
+    uint8_t all_m[EN_MOMENT_BLOCK], all_v[EN_MOMENT_BLOCK] = {0};
+    size_t bytes = (size_t)n, floats = bytes * sizeof(float);
+    memset(all_m, SIGNED_ZERO, sizeof all_m);
+    memcpy(all_p, p, floats);
+    memcpy(all_g, g, floats);
+    memcpy(all_m, m_codes, bytes);
+    memcpy(all_v, v_codes, bytes);
+    adam8_block(a, c, all_p, all_g, all_m, all_v, m_absmax, v_absmax);
+    memcpy(p, all_p, floats);
+    memcpy(m_codes, all_m, bytes);
+    memcpy(v_codes, all_v, bytes);
+}
+
+static void adam8(const struct adam *a, const struct codes *c, const struct en_param *param, int64_t begin,
+                  int64_t end) {
+    uint8_t *m = param->m, *v = param->v;
+    for (int64_t i = begin; i < end; i += EN_MOMENT_BLOCK) {
+        float *m_absmax = param->m_absmax + i / EN_MOMENT_BLOCK, *v_absmax = param->v_absmax + i / EN_MOMENT_BLOCK;
+        if (end - i >= EN_MOMENT_BLOCK)
+            adam8_block(a, c, param->p + i, param->g + i, m + i, v + i, m_absmax, v_absmax);
+        else
+            adam8_rest(a, c, end - i, param->p + i, param->g + i, m + i, v + i, m_absmax, v_absmax);
     }
-    store_codes(m_codes, ms, n);
-    scale = inverse(*v_absmax);
-    for (int64_t i = 0; i < n; i += VL) {
-        vf v = v_load(vs + i), cell = cell_of(&c->v_cell, v_mul(v, scale));
-        /* Never 0 where v is not: m, which may be larger against its block, would be divided by eps alone. */
-        vf least_code = v_select(v_lt(v_zero(), v), v_set(1), v_zero());
-        v_store(vs + i, v_from_bits(v_to_int(v_max(cell, least_code))));
-    }
-    store_codes(v_codes, vs, n);
 }
 
 static void adam_piece(const struct multi *multi, int64_t piece, const struct en_param *param, int64_t begin,
@@ -106,22 +136,14 @@ static void adam_piece(const struct multi *multi, int64_t piece, const struct en
     const struct codes *c = multi->context;
     struct adam a = adam_at(c->settings, param->step);
     (void)piece;
-    if (!param->m_absmax) {
+    if (param->m_absmax)
+        adam8(&a, c, param, begin, end);
+    else
         adam_f32(&a, param, begin, end);
-        return;
-    }
-    for (int64_t i = begin; i < end; i += EN_MOMENT_BLOCK) {
-        int64_t block = i / EN_MOMENT_BLOCK;
-        adam8_block(&a, c, least(EN_MOMENT_BLOCK, end - i), param->p + i, param->g + i, (uint8_t *)param->m + i,
-                    (uint8_t *)param->v + i, param->m_absmax + block, param->v_absmax + block);
-    }
 }
 
 static en_status adam_step(int64_t count, const struct en_param *params, const struct en_adam *settings) {
-    struct codes c = {.settings = settings};
-    make_codes(1, c.m + SIGNED_ZERO, &c.m_cell);
-    for (int i = 0; i < SIGNED_ZERO; i++) c.m[i] = -c.m[2 * SIGNED_ZERO - i];
-    make_codes(2, c.v, &c.v_cell);
+    struct codes c = make_codes(settings);
     struct multi m = {.count = count, .params = params, .work = adam_piece, .context = &c};
     return multi_run(&m);
 }

@@ -20,6 +20,7 @@ cdef class Params:
     cdef str op
     cdef Py_ssize_t count
     cdef bytearray memory  # en_param a parameter
+    cdef double traffic    # bytes read and written
     cdef list kept, written
 
     def __cinit__(self, str op, Py_ssize_t count):
@@ -35,6 +36,7 @@ cdef class Params:
     cdef cnp.ndarray keep(self, cnp.ndarray a, bint written):
         self.kept.append(a)
         self.written.append(written)
+        self.traffic += cnp.PyArray_NBYTES(a) * (2 if written else 1)
         return a
 
     cdef list column(self, object arrays, str name):
@@ -115,7 +117,7 @@ def square_sums(list arrays not None):
     cdef en_status status
     with nogil:
         status = k.square_sums(count, first, <double *>cnp.PyArray_DATA(sums))
-    check(status, "square_sums")
+    check(status, "square_sums", 0, params.traffic)
     return sums.tolist()
 
 
@@ -154,7 +156,7 @@ def adam_step(list p not None, g, m, v, steps, double lr, double beta1, double b
     cdef en_status status
     with nogil:
         status = k.adam_step(count, first, &settings)
-    check(status, "adam_step")
+    check(status, "adam_step", 0, params.traffic)
 
 
 def sgd_step(list p not None, g, buf, double lr, double momentum, double weight_decay, bint nesterov, double scale=1.0):
@@ -178,4 +180,4 @@ def sgd_step(list p not None, g, buf, double lr, double momentum, double weight_
     cdef en_status status
     with nogil:
         status = k.sgd_step(count, first, &settings)
-    check(status, "sgd_step")
+    check(status, "sgd_step", 0, params.traffic)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from entrenar.errors import CheckpointError, ConfigError, DTypeError, ShapeError
-from entrenar.optim import SGD, Adam, AdamW, Optimizer
+from entrenar.optim import SGD, Adam, AdamW, AdamW8bit, Optimizer, clip_grad_norm, clip_scale, grad_norm
 from entrenar.tensor import Tensor
 
 pytestmark = pytest.mark.tier1
@@ -49,6 +49,10 @@ def reference(name: str, p: np.ndarray, grads: list[np.ndarray]) -> np.ndarray:
             m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g * g
             p = p - lr * (m / (1 - b1**t)) / (np.sqrt(v / (1 - b2**t)) + eps)
     return p
+
+
+def bits(state: dict) -> dict[str, bytes]:
+    return {name: array.tobytes() for name, array in state["arrays"].items()}
 
 
 def give(tensor: Tensor, grad: np.ndarray | None) -> None:
@@ -206,4 +210,107 @@ def test_a_state_that_does_not_fit_changes_nothing(spoil: Callable[[dict], None]
         optimizer.load_state_dict(state)
     after = optimizer.state_dict()
     assert after["steps"] == before["steps"]
-    assert {k: v.tobytes() for k, v in after["arrays"].items()} == {k: v.tobytes() for k, v in before["arrays"].items()}
+    assert bits(after) == bits(before)
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_a_scaled_step_is_the_step_of_clipped_gradients(name: str) -> None:
+    def run(fused: bool) -> list[bytes]:
+        rng = np.random.default_rng(1)
+        tensors = [Tensor(rng.standard_normal(shape), requires_grad=True) for shape in ((33, 5), (7,), (1, 70))]
+        optimizer = MAKERS[name](tensors)
+        for _ in range(3):
+            for tensor in tensors:
+                give(tensor, rng.standard_normal(tensor.shape).astype(np.float32))
+            if fused:
+                optimizer.step(scale=clip_scale(grad_norm(tensors), 0.7))
+            else:
+                clip_grad_norm(tensors, 0.7)
+                optimizer.step()
+        return [tensor.data.tobytes() for tensor in tensors]
+
+    assert run(True) == run(False)
+
+
+# ---- moments of a byte ----
+
+
+def test_moments_of_a_byte_take_two_bytes_a_parameter_and_small_ones_stay() -> None:
+    rng = np.random.default_rng(2)
+    starts = {"large": rng.standard_normal((130, 64)), "small": rng.standard_normal(4095)}
+
+    def run(kind: type[AdamW]) -> tuple[dict[str, Tensor], AdamW]:
+        tensors = {name: Tensor(start, requires_grad=True) for name, start in starts.items()}
+        optimizer = kind(tensors.items(), lr=0.01)
+        for step in range(3):
+            for tensor in tensors.values():
+                give(tensor, np.random.default_rng(step).standard_normal(tensor.shape).astype(np.float32))
+            optimizer.step()
+        return tensors, optimizer
+
+    (exact, _), (ours, optimizer) = run(AdamW), run(AdamW8bit)
+    assert ours["small"].data.tobytes() == exact["small"].data.tobytes()
+    assert 0 < np.abs(ours["large"].data - exact["large"].data).max() < 0.02
+    assert {slot: (array.dtype, array.shape) for slot, array in optimizer.state["large"].items()} == {
+        "m": (np.uint8, (130, 64)), "m_absmax": (np.float32, (33,)),
+        "v": (np.uint8, (130, 64)), "v_absmax": (np.float32, (33,)),
+    }  # fmt: skip
+    assert optimizer.state["small"].keys() == {"m", "v"}
+    assert sum(array.nbytes for array in optimizer.state["large"].values()) <= 2.04 * ours["large"].size
+
+
+def test_moments_of_a_byte_come_back_bit_for_bit() -> None:
+    rng = np.random.default_rng(3)
+    grads = [rng.standard_normal(5000).astype(np.float32) for _ in range(6)]
+
+    def run(tensor: Tensor, optimizer: Optimizer, steps: list[np.ndarray]) -> None:
+        for grad in steps:
+            give(tensor, grad)
+            optimizer.step()
+
+    whole = Tensor(np.ones(5000), requires_grad=True)
+    optimizer = AdamW8bit([("w", whole)])
+    run(whole, optimizer, grads[:3])
+    state, resumed = optimizer.state_dict(), Tensor(whole.data.copy(), requires_grad=True)
+    run(whole, optimizer, grads[3:])
+    other = AdamW8bit([("w", resumed)])
+    other.load_state_dict(state)
+    run(resumed, other, grads[3:])
+    assert resumed.data.tobytes() == whole.data.tobytes()
+    assert bits(other.state_dict()) == bits(optimizer.state_dict())
+    spoiled = {**state, "arrays": {**state["arrays"], "w:m": np.zeros(5000, np.float32)}}
+    with pytest.raises(CheckpointError, match=r"w:m is float32 \(5000,\), not uint8"):
+        other.load_state_dict(spoiled)
+    with pytest.raises(CheckpointError, match="incomplete"):
+        other.load_state_dict({**state, "arrays": {k: a for k, a in state["arrays"].items() if k != "w:v_absmax"}})
+
+
+def test_a_parameter_that_is_seldom_seen_does_not_leap() -> None:
+    """Without gradients v stays beside a large neighbour: were it rounded to 0, m / eps would throw the weight away."""
+    tensor = Tensor(np.zeros(4096), requires_grad=True)
+    optimizer = AdamW8bit([tensor], lr=0.01, weight_decay=0.0)
+    for step in range(50):
+        grad = np.zeros(4096, np.float32)
+        grad[::256] = 1.0
+        if step == 0:
+            grad[1::256] = 3e-5  # v is 1e-9 of its block's largest, m 3e-5
+        give(tensor, grad)
+        optimizer.step()
+    assert np.abs(tensor.data[1::256]).max() < 0.1
+
+
+def test_moments_of_a_byte_learn_as_well() -> None:
+    rng = np.random.default_rng(4)
+    inputs = rng.standard_normal((512, 64)) * 10.0 ** rng.uniform(-1, 0.5, 64)  # features of unlike size
+    targets = np.tanh(inputs @ rng.standard_normal((64, 80)) / 16) + 0.1 * rng.standard_normal((512, 80))
+
+    def final_loss(kind: type[AdamW]) -> float:
+        weight = Tensor(np.zeros((64, 80)), requires_grad=True)
+        optimizer = kind([weight], lr=3e-3)
+        for step in range(300):
+            x, y = (a[step % 8 :: 8] for a in (inputs, targets))
+            give(weight, (x.T @ (x @ weight.data - y) / len(x)).astype(np.float32))
+            optimizer.step(3e-3 * (1 - step / 300))
+        return float(((inputs @ weight.data - targets) ** 2).mean())
+
+    assert final_loss(AdamW8bit) == pytest.approx(final_loss(AdamW), rel=0.01)

@@ -75,6 +75,9 @@ def test_other_programs_spellings() -> None:
     )
     assert (config.batch_size, config.seq_len, config.num_train_epochs) == (3, 64, 2.0)
     assert (config.optimizer, config.out) == ("sgd", "run")
+    for name in ("adamw_8bit", "adamw8bit", "adamw_bnb_8bit"):
+        assert TrainConfig.from_dict({"optim": name}).optimizer == "adamw_8bit"
+    assert TrainConfig.from_dict({"optim": "adamw_torch"}).optimizer == "adamw"
 
 
 @pytest.mark.parametrize(
@@ -84,6 +87,7 @@ def test_other_programs_spellings() -> None:
         ({"micro_batch_sise": 1}, "micro_batch_size"),
         ({"batch_size": 1, "micro_batch_size": 2}, "batch_size, which is given as well"),
         ({"zzz": 1}, "is no setting"),
+        ({"optim": ["adamw"]}, "is not one of adamw"),
     ],
 )
 def test_unknown_and_doubled_keys(values: dict, words: str) -> None:

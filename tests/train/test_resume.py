@@ -16,6 +16,7 @@ import tiny
 from entrenar.errors import CheckpointError, UsageError
 from entrenar.observe import Event, subscribed
 from entrenar.observe.sinks import read_metrics
+from entrenar.optim import AdamW8bit
 from entrenar.train import Trainer, TrainingData
 
 TIMED = ("tokens_per_second", "peak_rss_gb", "elapsed")
@@ -148,6 +149,17 @@ def test_killed_at_any_time_with_all_weights_trained(tmp_path: Path) -> None:
     process.communicate(timeout=30)
     assert process.returncode == 0, f"killed after {delay} s"
     assert final_bits(out) == expected, f"killed after {delay} s"
+
+
+def test_moments_of_a_byte_are_resumed_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(AdamW8bit, "smallest", 64)  # else this model is too small for them
+    settings = {"optimizer": "adamw_8bit", "lora": False}
+    bits, _ = tiny.run(tmp_path / "whole", **settings)
+    with strike_at("train.step", 6, signal.SIGTERM):
+        tiny.run(tmp_path / "run", **settings)
+    assert tiny.run(tmp_path / "run", resume=True, **settings)[0] == bits
+    assert rows(tmp_path / "run") == rows(tmp_path / "whole")
+    assert tiny.run(tmp_path / "exact", lora=False)[0] != bits
 
 
 def test_a_finished_run_resumed_is_finished(tmp_path: Path, whole: tuple) -> None:
