@@ -44,21 +44,36 @@ cdef extern from "entrenar.h" nogil:
         int64_t *shape
         int64_t *stride
 
-    cdef struct en_gemm:
-        int64_t m, n, k
-        const float *a
+    cdef enum:
+        EN_MAX_TERMS
+
+    cdef struct en_term:
+        int64_t k, n, n0
+        const void *a
+        en_dtype a_type
         int64_t a_row, a_col
         const void *b
         en_dtype b_type
         int64_t b_row, b_col
-        float *c
+
+    cdef struct en_gemm:
+        int64_t m, n
+        int terms
+        en_term *term
+        void *c
+        en_dtype c_type
         int64_t c_row
+        const float *bias
+        const void *residual
+        int64_t residual_row
         int accumulate
-        int batch_ndim
-        int64_t *batch
-        int64_t *a_batch
-        int64_t *b_batch
-        int64_t *c_batch
+
+    cdef struct en_batch:
+        int ndim
+        int64_t *shape
+        int64_t *a
+        int64_t *b
+        int64_t *c
 
     cdef struct en_heads:
         void *data
@@ -120,7 +135,7 @@ cdef extern from "entrenar.h" nogil:
     # The members as csrc/entrenar.h has them; wrappers below use them by name.
     cdef struct en_kernels:
         int fast_bf16
-        en_status (*gemm)(const en_gemm *) noexcept nogil
+        en_status (*gemm)(const en_gemm *, const en_batch *) noexcept nogil
         en_status (*attention)(const en_attention *) noexcept nogil
         en_status (*attention_backward)(const en_attention *) noexcept nogil
         en_status (*copy)(const en_view *, en_dtype, void *) noexcept nogil

@@ -33,19 +33,38 @@ struct en_view {
     int64_t stride[EN_MAX_DIMS];
 };
 
-/* C[b] (m,n) = A[b] (m,k) · B[b] (k,n), or += with accumulate; b runs over a grid of batch dimensions. */
-struct en_gemm {
-    int64_t m, n, k;
-    const float *a;
+/* One product of a sum: A (m,k) · B (k,n), of any strides, which counts in columns n0 to n0 + n of the result. */
+struct en_term {
+    int64_t k, n, n0;
+    const void *a;
+    enum en_dtype a_type;
     int64_t a_row, a_col; /* strides */
     const void *b;
     enum en_dtype b_type;
     int64_t b_row, b_col;
-    float *c; /* columns contiguous */
+};
+
+enum { EN_MAX_TERMS = 8 };
+
+/* C (m,n) = or += the sum of the terms + bias + residual, summed in f32 and rounded once. bias (n) or NULL; residual
+ * (m,n) in C's type or NULL. Where the first A is bf16 and the level has fast_bf16, every operand is rounded to bf16. */
+struct en_gemm {
+    int64_t m, n;
+    int terms;
+    struct en_term term[EN_MAX_TERMS];
+    void *c; /* columns contiguous */
+    enum en_dtype c_type; /* f32 or bf16 */
     int64_t c_row;
+    const float *bias;
+    const void *residual;
+    int64_t residual_row;
     int accumulate;
-    int batch_ndim;
-    int64_t batch[EN_MAX_DIMS], a_batch[EN_MAX_DIMS], b_batch[EN_MAX_DIMS], c_batch[EN_MAX_DIMS];
+};
+
+/* A grid of products of one term, and the strides between them. */
+struct en_batch {
+    int ndim;
+    int64_t shape[EN_MAX_DIMS], a[EN_MAX_DIMS], b[EN_MAX_DIMS], c[EN_MAX_DIMS];
 };
 
 /* (b, tokens, heads, d) of f32 or bf16: heads and d contiguous, steps in elements between sequences and tokens. */
@@ -116,7 +135,7 @@ struct en_kernels {
     int fast_bf16; /* products of bf16 run faster than those of f32 */
 
     /* products: kernels/gemm.h, kernels/attention.h */
-    en_status (*gemm)(const struct en_gemm *p);
+    en_status (*gemm)(const struct en_gemm *p, const struct en_batch *batch /* or NULL */);
     en_status (*attention)(const struct en_attention *p);
     en_status (*attention_backward)(const struct en_attention *p);
 
@@ -241,7 +260,7 @@ const struct en_record *en_profile_at(int64_t i);
 
 /* memory.c: 64-byte aligned. en_scratch is the calling thread's own buffer, one a slot, kept and grown, valid until
  * its next call with that slot; NULL when memory is out. */
-enum en_slot { EN_SCRATCH_A, EN_SCRATCH_B, EN_SCRATCH_C, EN_SCRATCH_COUNT };
+enum en_slot { EN_SCRATCH_A, EN_SCRATCH_B, EN_SCRATCH_C, EN_SCRATCH_SUMS, EN_SCRATCH_COUNT };
 void *en_alloc(size_t bytes);
 void en_free(void *block);
 void *en_scratch(enum en_slot slot, size_t bytes);

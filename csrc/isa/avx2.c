@@ -159,8 +159,8 @@ WORD void v_transpose(vf r[VL]) {
     }
 }
 
-/* gemm.h: rows and vectors of a register tile, depth of a packed block, rows of A in cache */
-enum { MR = 6, NV = 2, KC = 256, MC = 6 * 20 };
+/* tile.h: rows and vectors of a register tile, steps of a block of k */
+enum { MR = 6, NV = 2, KC = 256 };
 
 #include "../kernels/all.h"
 

@@ -127,5 +127,5 @@ WORD void v_transpose(vf r[VL]) {
     }
 }
 
-/* gemm.h: rows and vectors of a register tile, depth of a packed block, rows of A in cache */
-enum { MR = 14, NV = 2, KC = 256, MC = 14 * 8 };
+/* tile.h: rows and vectors of a register tile, steps of a block of k */
+enum { MR = 14, NV = 2, KC = 256 };

@@ -118,8 +118,8 @@ WORD double vd_sum(vd acc) { return acc; }
 
 WORD void v_transpose(vf r[VL]) { (void)r; }
 
-/* gemm.h: rows and vectors of a register tile, depth of a packed block, rows of A in cache */
-enum { MR = 4, NV = 8, KC = 256, MC = 64 };
+/* tile.h: rows and vectors of a register tile, steps of a block of k */
+enum { MR = 4, NV = 8, KC = 256 };
 
 #include "../kernels/all.h"
 

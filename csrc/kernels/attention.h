@@ -70,9 +70,9 @@ static void scatter_rows(const struct en_attention *p, const float *y, int64_t b
 /* c (m,n) = or += a (m,k) · b (k,n), with strides (row, column) of a and b */
 static en_status product(int64_t m, int64_t n, int64_t k, const float *a, int64_t a_row, int64_t a_col, const float *b,
                          int64_t b_row, int64_t b_col, float *c, int64_t c_row, int accumulate) {
-    const struct en_gemm p = {.m = m, .n = n, .k = k, .a = a, .a_row = a_row, .a_col = a_col, .b = b,
-                              .b_type = EN_F32, .b_row = b_row, .b_col = b_col, .c = c, .c_row = c_row,
-                              .accumulate = accumulate};
+    const struct en_gemm p = {.m = m, .n = n, .terms = 1, .c = c, .c_row = c_row, .accumulate = accumulate,
+                              .term = {{.k = k, .n = n, .a = a, .a_row = a_row, .a_col = a_col, .b = b,
+                                        .b_row = b_row, .b_col = b_col}}};
     return gemm_one(&p);
 }
 

@@ -3,6 +3,8 @@
 #ifndef EN_TYPES_H
 #define EN_TYPES_H
 
+#include "../entrenar.h"
+
 static inline int64_t type_size(enum en_dtype type) { return type == EN_F32 ? 4 : 2; }
 
 /* n elements at p + offset, widened; other lanes are 0. */

@@ -9,29 +9,31 @@ def matmul(a, b, bint trans_a=False, bint trans_b=False, out=None, bint accumula
     """
     cdef const en_kernels *k = kernels()
     cdef en_gemm p
+    cdef en_batch batch
+    cdef en_term *t = p.term
     cdef cnp.ndarray pa = f32(a, "matmul", "a")
     cdef cnp.ndarray pb, pc
     cdef int na = cnp.PyArray_NDIM(pa), nb, nd, i, ia, ib
     cdef int64_t size, da, db, step
     pb = plain(b, "matmul", "b")
-    weight_type(pb, "matmul", "b", &p.b_type)
-    size = 4 if p.b_type == EN_F32 else 2
+    weight_type(pb, "matmul", "b", &t.b_type)
+    size = 4 if t.b_type == EN_F32 else 2
     pb = whole_strides(pb, size)
     nb = cnp.PyArray_NDIM(pb)
     if na < 2 or nb < 2 or na > EN_MAX_DIMS or nb > EN_MAX_DIMS:
         raise ShapeError(f"matmul: operands need 2 to {<int>EN_MAX_DIMS} dimensions, shapes are {a.shape} and {b.shape}")
     p.m = cnp.PyArray_DIM(pa, na - 1 if trans_a else na - 2)
-    p.k = cnp.PyArray_DIM(pa, na - 2 if trans_a else na - 1)
+    t.k = cnp.PyArray_DIM(pa, na - 2 if trans_a else na - 1)
     p.n = cnp.PyArray_DIM(pb, nb - 2 if trans_b else nb - 1)
-    p.a_row = cnp.PyArray_STRIDE(pa, na - 1 if trans_a else na - 2) // 4
-    p.a_col = cnp.PyArray_STRIDE(pa, na - 2 if trans_a else na - 1) // 4
-    p.b_row = cnp.PyArray_STRIDE(pb, nb - 1 if trans_b else nb - 2) // size
-    p.b_col = cnp.PyArray_STRIDE(pb, nb - 2 if trans_b else nb - 1) // size
-    if cnp.PyArray_DIM(pb, nb - 1 if trans_b else nb - 2) != p.k:
+    t.a_row = cnp.PyArray_STRIDE(pa, na - 1 if trans_a else na - 2) // 4
+    t.a_col = cnp.PyArray_STRIDE(pa, na - 2 if trans_a else na - 1) // 4
+    t.b_row = cnp.PyArray_STRIDE(pb, nb - 1 if trans_b else nb - 2) // size
+    t.b_col = cnp.PyArray_STRIDE(pb, nb - 2 if trans_b else nb - 1) // size
+    if cnp.PyArray_DIM(pb, nb - 1 if trans_b else nb - 2) != t.k:
         raise ShapeError(f"matmul: inner dimensions differ: {a.shape}{' transposed' if trans_a else ''} and "
                          f"{b.shape}{' transposed' if trans_b else ''}")
     nd = max(na, nb)
-    p.batch_ndim = nd - 2
+    batch.ndim = nd - 2
     shape = []
     for i in range(nd - 2):
         ia = i - (nd - na)
@@ -40,10 +42,10 @@ def matmul(a, b, bint trans_a=False, bint trans_b=False, out=None, bint accumula
         db = cnp.PyArray_DIM(pb, ib) if ib >= 0 else 1
         if da != db and da != 1 and db != 1:
             raise ShapeError(f"matmul: batch dimensions differ: {a.shape} and {b.shape}")
-        p.batch[i] = db if da == 1 else da
-        p.a_batch[i] = cnp.PyArray_STRIDE(pa, ia) // 4 if da > 1 else 0
-        p.b_batch[i] = cnp.PyArray_STRIDE(pb, ib) // size if db > 1 else 0
-        shape.append(p.batch[i])
+        batch.shape[i] = db if da == 1 else da
+        batch.a[i] = cnp.PyArray_STRIDE(pa, ia) // 4 if da > 1 else 0
+        batch.b[i] = cnp.PyArray_STRIDE(pb, ib) // size if db > 1 else 0
+        shape.append(batch.shape[i])
     result = (*shape, p.m, p.n)
     if out is None:
         if accumulate:
@@ -57,41 +59,55 @@ def matmul(a, b, bint trans_a=False, bint trans_b=False, out=None, bint accumula
             raise UsageError("matmul: out overlaps an operand")
     step = p.m * p.n
     for i in range(nd - 3, -1, -1):
-        p.c_batch[i] = step
-        step *= p.batch[i]
+        batch.c[i] = step
+        step *= batch.shape[i]
     # One weight for all: rows of the batch are rows of one product, as far as their strides allow.
-    while p.batch_ndim and p.b_batch[p.batch_ndim - 1] == 0:
-        i = p.batch_ndim - 1
+    while batch.ndim and batch.b[batch.ndim - 1] == 0:
+        i = batch.ndim - 1
         if p.m == 1:
-            p.a_row = p.a_batch[i]
-        elif p.batch[i] != 1 and p.a_batch[i] != p.m * p.a_row:
+            t.a_row = batch.a[i]
+        elif batch.shape[i] != 1 and batch.a[i] != p.m * t.a_row:
             break
-        p.m *= p.batch[i]
-        p.batch_ndim -= 1
-    p.a = floats(pa)
-    p.b = cnp.PyArray_DATA(pb)
-    p.c = floats(pc)
+        p.m *= batch.shape[i]
+        batch.ndim -= 1
+    t.n = p.n
+    t.n0 = 0
+    t.a = cnp.PyArray_DATA(pa)
+    t.a_type = EN_F32
+    t.b = cnp.PyArray_DATA(pb)
+    p.terms = 1
+    p.c = cnp.PyArray_DATA(pc)
+    p.c_type = EN_F32
     p.c_row = p.n
+    p.bias = NULL
+    p.residual = NULL
     p.accumulate = accumulate
-    if p.k == 0:
-        if not accumulate:
-            pc[...] = 0
-        return pc
     cdef en_status status
     with nogil:
-        status = k.gemm(&p)
+        status = k.gemm(&p, &batch)
     check(status, "matmul")
     return pc
 
 
-cdef cnp.ndarray matrix(object x, str op, str name):
-    """x (2-D) as an aligned native f32, bf16 or f16 array of any strides that are whole elements."""
-    cdef en_dtype kind
-    cdef cnp.ndarray a = plain(x, op, name)
-    weight_type(a, op, name, &kind)
+cdef cnp.ndarray matrix(object x, en_dtype *kind, str name):
+    """x (rows, columns) as an aligned native f32, bf16 or f16 array of any strides that are whole elements."""
+    cdef cnp.ndarray a = plain(x, "product", name)
+    weight_type(a, "product", name, kind)
     if cnp.PyArray_NDIM(a) != 2:
-        raise ShapeError(f"{op}: {name} must have 2 dimensions, its shape is {shape_of(a)}")
-    return whole_strides(a, 4 if kind == EN_F32 else 2)
+        raise ShapeError(f"product: {name} must have 2 dimensions, its shape is {shape_of(a)}")
+    return whole_strides(a, 4 if kind[0] == EN_F32 else 2)
+
+
+cdef cnp.ndarray rows(object x, en_dtype *kind, str name):
+    """The same for a matrix that can't be copied, or is read along with one: f32 or bf16, columns contiguous."""
+    cdef cnp.ndarray a = plain(x, "product", name)
+    if cnp.PyArray_TYPE(a) != cnp.NPY_FLOAT32 and cnp.PyArray_TYPE(a) != BF16:
+        raise DTypeError(f"product: {name} must be float32 or bfloat16, not {(<object>a).dtype}")
+    a = matrix(a, kind, name)
+    cdef int size = 4 if kind[0] == EN_F32 else 2
+    if cnp.PyArray_SIZE(a) and cnp.PyArray_DIM(a, 1) > 1 and cnp.PyArray_STRIDE(a, 1) != size:
+        raise ShapeError(f"product: {name} must have contiguous columns, its strides are {x.strides}")
+    return a
 
 
 def product(terms, out, *, bias=None, residual=None, bint accumulate=False):
@@ -100,38 +116,71 @@ def product(terms, out, *, bias=None, residual=None, bint accumulate=False):
     terms: up to eight of (a, b) or (a, b, n0): a (m, k) times b (k, w), which counts in columns n0 to n0 + w of out (n0
     is 0 by default); k may differ between terms. a and b are float32, bfloat16 or float16 and may have any strides.
     out: float32 or bfloat16, columns contiguous, any row stride; overwritten, or with accumulate added to. bias (n,)
-    f32. residual (m, n) of out's type, columns contiguous. Where the first a is bfloat16 and `fast_bf16()`, all operands
-    are rounded to bfloat16 and multiplied as such, denormals as 0; else they are widened to f32 and multiplied there.
-    Returns out. Raises ShapeError, DTypeError, UsageError.
+    f32. residual (m, n) of out's type, columns contiguous; it may be out. Where the first a is bfloat16 and
+    `fast_bf16()`, all operands are rounded to bfloat16 and multiplied as such, denormals as 0; else they are widened to
+    f32 and multiplied there. Returns out. Raises ShapeError, DTypeError, UsageError.
     """
-    cdef cnp.ndarray pa, pb, pc
-    pc = plain(out, "product", "out")
-    if cnp.PyArray_NDIM(pc) != 2:
-        raise ShapeError(f"product: out must have 2 dimensions, its shape is {shape_of(pc)}")
-    if (<object>pc).dtype not in (np.float32, ml_dtypes.bfloat16):
-        raise DTypeError(f"product: out must be float32 or bfloat16, not {(<object>pc).dtype}")
-    cdef int64_t m = cnp.PyArray_DIM(pc, 0), n = cnp.PyArray_DIM(pc, 1), start
-    if not 1 <= len(terms) <= 8:
-        raise UsageError(f"product: {len(terms)} terms, there must be 1 to 8")
-    total = np.asarray(pc, np.float32) + 0 if accumulate else np.zeros((m, n), np.float32)
-    seen = ml_dtypes.bfloat16 if fast_bf16() and terms[0][0].dtype == ml_dtypes.bfloat16 else np.float32
-    for index, term in enumerate(terms):
-        pa = matrix(term[0], "product", f"a of term {index}")
-        pb = matrix(term[1], "product", f"b of term {index}")
-        start = term[2] if len(term) > 2 else 0
-        if (shape_of(pa)[0] != m or shape_of(pa)[1] != shape_of(pb)[0] or start < 0
-                or start + shape_of(pb)[1] > n):
-            raise ShapeError(f"product: term {index} is {shape_of(pa)} times {shape_of(pb)} at column {start}, "
-                             f"out has shape {shape_of(pc)}")
-        total[:, start : start + shape_of(pb)[1]] += matmul(
-            pa.astype(seen).astype(np.float32), pb.astype(seen))
+    cdef const en_kernels *k = kernels()
+    cdef en_gemm p
+    cdef en_term *t
+    cdef en_dtype kind
+    cdef cnp.ndarray a, b, c, r
+    cdef int size
+    c = rows(out, &p.c_type, "out")
+    if cnp.PyArray_DATA(c) != cnp.PyArray_DATA(out):
+        raise ShapeError("product: out is written in place and must be aligned")
+    if not cnp.PyArray_ISWRITEABLE(c):
+        raise DTypeError("product: out is written in place but read-only")
+    p.m = cnp.PyArray_DIM(c, 0)
+    p.n = cnp.PyArray_DIM(c, 1)
+    p.c = cnp.PyArray_DATA(c)
+    p.c_row = cnp.PyArray_STRIDE(c, 0) // (4 if p.c_type == EN_F32 else 2)
+    p.terms = len(terms)
+    if not 1 <= p.terms <= EN_MAX_TERMS:
+        raise UsageError(f"product: {len(terms)} terms; there must be 1 to {<int>EN_MAX_TERMS}")
+    held = []  # operands that had to be copied live as long as the call
+    for i, term in enumerate(terms):
+        t = &p.term[i]
+        a = matrix(term[0], &t.a_type, "a")
+        b = matrix(term[1], &t.b_type, "b")
+        t.k = cnp.PyArray_DIM(a, 1)
+        t.n = cnp.PyArray_DIM(b, 1)
+        t.n0 = term[2] if len(term) > 2 else 0
+        if (cnp.PyArray_DIM(a, 0) != p.m or cnp.PyArray_DIM(b, 0) != t.k or t.n0 < 0 or t.n0 > p.n
+                or t.n > p.n - t.n0):
+            raise ShapeError(f"product: term {i} is {shape_of(a)} times {shape_of(b)} at column {t.n0}, "
+                             f"out has shape {shape_of(c)}")
+        if np.may_share_memory(c, a, 1000) or np.may_share_memory(c, b, 1000):
+            raise UsageError(f"product: out overlaps an operand of term {i}")
+        held += (a, b)
+        t.a = cnp.PyArray_DATA(a)
+        t.b = cnp.PyArray_DATA(b)
+        size = 4 if t.a_type == EN_F32 else 2
+        t.a_row = cnp.PyArray_STRIDE(a, 0) // size
+        t.a_col = cnp.PyArray_STRIDE(a, 1) // size
+        size = 4 if t.b_type == EN_F32 else 2
+        t.b_row = cnp.PyArray_STRIDE(b, 0) // size
+        t.b_col = cnp.PyArray_STRIDE(b, 1) // size
+    p.bias = NULL
     if bias is not None:
-        if np.shape(bias) != (n,):
-            raise ShapeError(f"product: bias has shape {np.shape(bias)}, out {shape_of(pc)}")
-        total += f32(bias, "product", "bias")
+        b = contiguous(bias, "product", "bias", 1)
+        if cnp.PyArray_DIM(b, 0) != p.n:
+            raise ShapeError(f"product: bias has shape {shape_of(b)}, out {shape_of(c)}")
+        p.bias = floats(b)
+    p.residual = NULL
+    p.residual_row = 0
     if residual is not None:
-        if np.shape(residual) != (m, n):
-            raise ShapeError(f"product: residual has shape {np.shape(residual)}, out {shape_of(pc)}")
-        total += np.asarray(residual, np.float32)
-    out[...] = total.astype((<object>pc).dtype)
+        r = rows(residual, &kind, "residual")
+        if kind != p.c_type or shape_of(r) != shape_of(c):
+            raise ShapeError(f"product: residual is {(<object>r).dtype} {shape_of(r)}, out {(<object>c).dtype} "
+                             f"{shape_of(c)}; they must be alike")
+        if cnp.PyArray_DATA(r) != p.c and np.may_share_memory(c, r, 1000):
+            raise UsageError("product: residual overlaps out, and isn't out itself")
+        p.residual = cnp.PyArray_DATA(r)
+        p.residual_row = cnp.PyArray_STRIDE(r, 0) // (4 if kind == EN_F32 else 2)
+    p.accumulate = accumulate
+    cdef en_status status
+    with nogil:
+        status = k.gemm(&p, NULL)
+    check(status, "product")
     return out

@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import ml_dtypes
 import numpy as np
 import pytest
-from kernels.checks import floats, wide
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kernels.checks import TAILS, floats, wide
+from kernels.guard import guarded
 
+from entrenar import _native, backend
 from entrenar.backend import cpu
 from entrenar.errors import DTypeError, ShapeError, UsageError
 
 BF16 = ml_dtypes.bfloat16
+TYPES = [np.float32, BF16, np.float16]
 
 
-def operands(terms):
+def seen(terms):
     """Terms as (a, b, n0) in float64: as the kernel sees them, rounded to bf16 where it multiplies bf16."""
     rounds = terms[0][0].dtype == BF16 and cpu.fast_bf16()
-    seen = [(wide(a.astype(BF16)), wide(b.astype(BF16))) if rounds else (wide(a), wide(b)) for a, b, *_ in terms]
-    return [(a, b, term[2] if len(term) > 2 else 0) for (a, b), term in zip(seen, terms, strict=True)]
+    for a, b, *n0 in terms:
+        yield *((wide(x.astype(BF16)) if rounds else wide(x)) for x in (a, b)), n0[0] if n0 else 0
 
 
 def assert_product(got, terms, bias=None, residual=None, before=None):
     """Within a few f32 ulp of the sum of the terms' sizes, and half an ulp of bf16 where out is that."""
     want, size = np.zeros(got.shape), np.zeros(got.shape)
-    for a, b, n0 in operands(terms):
+    for a, b, n0 in seen(terms):
         want[:, n0 : n0 + b.shape[1]] += a @ b
         size[:, n0 : n0 + b.shape[1]] += np.abs(a) @ np.abs(b)
     for more in (bias, residual, before):
@@ -36,34 +43,171 @@ def assert_product(got, terms, bias=None, residual=None, before=None):
     assert (np.abs(wide(got) - want) <= bound).all()
 
 
+def operand(seed, rows, columns, transposed, dtype):
+    return floats(seed, columns, rows).astype(dtype).T if transposed else floats(seed, rows, columns).astype(dtype)
+
+
+@pytest.mark.tier1
+@pytest.mark.parametrize("transposes", [(0, 0), (0, 1), (1, 0), (1, 1)])
+def test_every_tail_of_every_dimension_in_bf16(isa, transposes):
+    ta, tb = transposes
+    for tail in TAILS:
+        for m, k, n in ((tail, 9, 5), (15, tail, 9), (19, 5, tail), (tail, tail, tail)):
+            terms = [(operand(1, m, k, ta, BF16), operand(2, k, n, tb, BF16))]
+            assert_product(cpu.product(terms, np.full((m, n), np.nan, BF16)), terms)
+
+
 @pytest.mark.parametrize("out_type", [np.float32, BF16])
-@pytest.mark.parametrize("type_", [np.float32, BF16])
-def test_terms_bias_and_residual_are_one_sum(isa, type_, out_type):
-    m, k, n = 37, 70, 90
-    x, w = floats(1, m, k).astype(type_), floats(2, n, k).astype(type_)
-    low, b = floats(3, m, 16).astype(type_), floats(4, 40, 16)
-    terms = [(x, w.T), (low, b.T, 30)]
-    bias, residual = floats(5, n), floats(6, m, n).astype(out_type)
-    out = np.full((m, n), np.nan, out_type)
-    assert cpu.product(terms, out, bias=bias, residual=residual) is out
-    assert_product(out, terms, bias, residual)
-    before = out.copy()
-    cpu.product(terms, out, accumulate=True)
-    assert_product(out, terms, before=before)
+@pytest.mark.parametrize("types", [(BF16, BF16), (BF16, np.float32), (BF16, np.float16), (np.float32, BF16),
+                                   (np.float16, np.float32)])
+def test_terms_bias_and_residual_are_one_sum(isa, types, out_type):
+    for m, k, n in ((37, 70, 90), (3, 300, 41), (60, 2500, 70)):
+        for tb in (False, True):
+            x, w = floats(1, m, k).astype(types[0]), operand(2, k, n, tb, types[1])
+            low, b, c = floats(3, m, 16).astype(types[0]), floats(4, n - 35, 16), floats(5, 9, k).astype(types[1])
+            terms = [(x, w), (low, b.T, 30), (x, c.T, 5)]
+            bias, residual = floats(6, n), floats(7, m, n).astype(out_type)
+            out = np.full((m, n), np.nan, out_type)
+            assert cpu.product(terms, out, bias=bias, residual=residual) is out
+            assert_product(out, terms, bias, residual)
+            before = out.copy()
+            cpu.product(terms, out, accumulate=True)
+            assert_product(out, terms, before=before)
+            before = out.copy()
+            cpu.product(terms, out, residual=out)
+            assert_product(out, terms, residual=before)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_any_terms_of_any_strides(data):
+    draw = data.draw
+    m, n = draw(st.integers(1, 40)), draw(st.integers(1, 80))
+
+    def view(seed, rows, columns):
+        steps = draw(st.sampled_from([1, 2, -1, -2])), draw(st.sampled_from([1, 2, -1, -2]))
+        swap, dtype = draw(st.booleans()), draw(st.sampled_from(TYPES))
+        return operand(seed, rows * abs(steps[0]), columns * abs(steps[1]), swap, dtype)[:: steps[0], :: steps[1]]
+
+    terms, shared = [], None
+    for i in range(draw(st.integers(1, 5))):
+        n0 = draw(st.integers(0, n - 1))
+        width, k = draw(st.integers(0, n - n0)), draw(st.integers(0, 70))
+        a = shared if shared is not None and draw(st.booleans()) else view(i, m, k)
+        shared = a
+        terms.append((a, view(9 + i, a.shape[1], width), n0))
+    wider = np.full((m, n + 3), 7, draw(st.sampled_from([np.float32, BF16])))
+    cpu.product(terms, wider[:, 1 : n + 1])
+    assert_product(wider[:, 1 : n + 1], terms)
+    assert (wider[:, [0, n + 1, n + 2]] == 7).all()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("m", [1, 6, 40])
+def test_a_special_value_reaches_its_row_and_column_alone(isa, m, value):
+    a, b = np.abs(floats(1, m, 33)).astype(BF16), np.abs(floats(2, 33, 37)).astype(BF16)
+    for tb in (False, True):
+
+        def run(x, y, tb=tb):
+            y = np.ascontiguousarray(y.T).T if tb else y
+            return cpu.product([(x, y)], np.empty((m, 37), np.float32))
+
+        clean = run(a, b)
+        row, column = a.copy(), b.copy()
+        row[m // 2, 32] = value
+        column[32, 36] = value
+        got = run(row, b)
+        np.testing.assert_array_equal(got[m // 2], np.full(37, value, np.float32))
+        np.testing.assert_array_equal(np.delete(got, m // 2, 0), np.delete(clean, m // 2, 0))
+        got = run(a, column)
+        np.testing.assert_array_equal(got[:, 36], np.full(m, value, np.float32))
+        np.testing.assert_array_equal(got[:, :36], clean[:, :36])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, BF16])
+def test_nothing_beyond_the_arrays_is_read_or_written(isa, dtype):
+    for m, k, n in ((1, 1, 1), (1, 37, 5), (7, 19, 33), (31, 5, 47)):
+        for ta in (False, True):
+            for tb in (False, True):
+                a = guarded(floats(1, *((k, m) if ta else (m, k))), BF16)
+                b = guarded(floats(2, *((n, k) if tb else (k, n))), dtype)
+                out, residual = guarded(np.zeros((m, n)), dtype), guarded(floats(3, m, n), dtype)
+                bias = guarded(floats(4, n))
+                terms = [(a.T if ta else a, b.T if tb else b)]
+                cpu.product(terms, out, bias=bias, residual=residual)
+                assert_product(out, terms, bias, residual)
+
+
+@pytest.mark.parametrize("shape", [(1, 2000, 600), (300, 300, 300), (40, 700, 1200), (1000, 300, 9), (16, 1000, 900)])
+def test_bits_do_not_depend_on_threads(isa, same_on_any_threads, shape):
+    m, k, n = shape
+    a, b, residual = (floats(i, *size).astype(BF16) for i, size in enumerate(((m, k), (k, n), (m, n))))
+    low = floats(4, m, 16)
+    terms = [(a, b), (low, floats(5, 16, n))]
+    flipped = [(np.asfortranarray(a), np.asfortranarray(b)), (low, floats(5, 16, n))]
+    for some in (terms, flipped):
+        same_on_any_threads(lambda some=some: cpu.product(some, np.empty((m, n), BF16), residual=residual))
+
+
+@pytest.mark.tier1
+def test_no_rows_columns_or_steps():
+    some = np.zeros((3, 0), BF16)
+    bias = floats(1, 5)
+    out = np.full((3, 5), np.nan, np.float32)
+    cpu.product([(some, np.zeros((0, 5), BF16))], out, bias=bias)
+    np.testing.assert_array_equal(out, np.broadcast_to(bias, (3, 5)))
+    for m, n in ((0, 5), (3, 0)):
+        cpu.product([(np.zeros((m, 2), BF16), np.zeros((2, n), BF16))], np.zeros((m, n), BF16))
+
+
+def test_memory_that_runs_out_is_an_error_and_leaves_no_harm(isa):
+    terms = [(floats(1, 50, 5000).astype(BF16), floats(2, 5000, 300).astype(BF16))]
+    out = np.empty((50, 300), BF16)
+
+    def failures():
+        count = 0
+        for nth in range(1, 10):
+            _native._fail_allocation(nth)
+            try:
+                cpu.product(terms, out)
+            except MemoryError:
+                count += 1
+            finally:
+                _native._fail_allocation(0)
+        return count
+
+    threads = backend.get_num_threads()
+    backend.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(1) as fresh:  # its scratch memory is empty
+            assert fresh.submit(failures).result() >= 2
+        assert_product(out, terms)
+    finally:
+        backend.set_num_threads(threads)
 
 
 @pytest.mark.tier1
 def test_what_does_not_fit_is_named():
-    a, out = np.zeros((3, 4), np.float32), np.zeros((3, 5), np.float32)
+    a, b, out = np.zeros((3, 4), np.float32), np.zeros((4, 5), np.float32), np.zeros((3, 5), np.float32)
     with pytest.raises(ShapeError, match=r"term 0 is \(3, 4\) times \(3, 4\)"):
         cpu.product([(a, a)], out)
     with pytest.raises(ShapeError, match="at column 2"):
         cpu.product([(a, np.zeros((4, 4), np.float32), 2)], out)
     with pytest.raises(ShapeError, match="bias"):
-        cpu.product([(a, np.zeros((4, 5), np.float32))], out, bias=np.zeros(3, np.float32))
+        cpu.product([(a, b)], out, bias=np.zeros(3, np.float32))
     with pytest.raises(ShapeError, match="residual"):
-        cpu.product([(a, np.zeros((4, 5), np.float32))], out, residual=a)
+        cpu.product([(a, b)], out, residual=a)
+    with pytest.raises(ShapeError, match="residual is bfloat16"):
+        cpu.product([(a, b)], out, residual=out.astype(BF16))
+    with pytest.raises(ShapeError, match="contiguous columns"):
+        cpu.product([(a, b)], np.zeros((5, 3), np.float32).T)
     with pytest.raises(DTypeError, match="out must be float32 or bfloat16"):
-        cpu.product([(a, np.zeros((4, 5), np.float32))], out.astype(np.float64))
+        cpu.product([(a, b)], out.astype(np.float64))
     with pytest.raises(UsageError, match="0 terms"):
         cpu.product([], out)
+    with pytest.raises(UsageError, match="overlaps"):
+        cpu.product([(b[:3, :4], b)], b[:3])
+    frozen = out.copy()
+    frozen.flags.writeable = False
+    with pytest.raises(DTypeError, match="read-only"):
+        cpu.product([(a, b)], frozen)

@@ -1,0 +1,16 @@
+/* The words of AVX-512 with its conversions to bf16 and its dot product of bf16 pairs, for the levels that have them. */
+#define EN_BF16_DOT 1
+#include "avx512_words.h"
+
+/* c + the products of a's and b's pairs of bf16, a pair a lane. Denormal inputs and results count as 0, whatever MXCSR
+ * says, and the sum is rounded to nearest even after each product: not IEEE, but as good where bf16 is. */
+WORD vf v_dot_bf16(vi a, vi b, vf c) { return _mm512_dpbf16_ps(c, (__m512bh)a, (__m512bh)b); }
+
+/* VL pairs of 16 bits, 0 from the nth element on */
+WORD vi vi_load_u16_n(const uint16_t *p, int64_t n) {
+    return _mm512_maskz_loadu_epi16(n >= 2 * VL ? 0xffffffff : (1u << n) - 1, p);
+}
+/* Rounded to bf16, denormals to 0: the lanes of lo, then those of hi, two a lane. */
+WORD vi v_pack_bf16(vf lo, vf hi) { return (vi)_mm512_cvtne2ps_pbh(hi, lo); }
+/* The same as an f32 whose low half is zero. */
+WORD vf v_round_bf16(vf a) { return v_from_bits(vi_shl(_mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(a)), 16)); }

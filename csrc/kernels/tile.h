@@ -1,0 +1,104 @@
+/* Engines: what multiplies packed panels (kernels/pack.h) into a tile of C.
+ *
+ * The f32 engine does a fused multiply-add a word, the bf16 engine a dot product of two pairs; both keep a tile of
+ * (MR, NR) sums in registers over all its segments, written over the words, no assembly. A level with another unit
+ * (tiles of AMX) writes an engine of its own and names it EN_BF16_ENGINE; kernels/gemm.h is the same for all.
+ */
+#ifndef EN_TILE_H
+#define EN_TILE_H
+
+#include "pack.h"
+
+enum { NR = NV * VL };
+
+/* Steps of k, packed: of a panel of A and of a panel of B. b_row: words from a step of b to the next. */
+struct segment {
+    int64_t steps;
+    const float *a, *b;
+    int64_t b_row;
+};
+
+/* c (h, width) = or += the sum over the segments of a·b. width is that of b's panels, NR or VL; all of it is written. */
+typedef void (*tile_fn)(int64_t h, int64_t width, const struct segment *s, int count, float *c, int64_t c_row,
+                        int accumulate);
+
+struct engine {
+    int pairs;    /* a step is two k, in bf16; else one, in f32 */
+    int align;    /* steps of a segment are a multiple of it; the packed ones beyond k are zero */
+    int mr;       /* most rows of a tile, and of a panel of A */
+    int pad;      /* words a step of a packed panel of A: its rows, rounded up to a multiple of this */
+    int kc;       /* most steps that are summed before C is visited */
+    void (*pack_a)(int pairs, float *dst, int64_t h, const struct operand *a, int64_t rows, int64_t k, int64_t steps);
+    tile_fn tile;
+};
+
+/* The sum of one more step. */
+WORD vf step(const int pairs, const float *a, vf b, vf sum) {
+#ifdef EN_BF16_DOT
+    if (pairs) return v_dot_bf16(v_bits(v_set(*a)), v_bits(b), sum);
+#endif
+    (void)pairs;
+    return v_fma(v_set(*a), b, sum);
+}
+
+WORD void tile_of(const int pairs, const int h, const int nv, const struct segment *s, int count, float *c,
+                  int64_t c_row, int accumulate) {
+    vf acc[MR][NV];
+#pragma GCC unroll 16
+    for (int i = 0; i < h; i++)
+#pragma GCC unroll 16
+        for (int v = 0; v < nv; v++) acc[i][v] = v_zero();
+    for (; count > 0; count--, s++) {
+        const float *a = s->a, *b = s->b;
+        const int64_t b_row = s->b_row;
+        for (int64_t j = 0; j < s->steps; j++, a += h, b += b_row) {
+            vf row[NV];
+#pragma GCC unroll 16
+            for (int v = 0; v < nv; v++) row[v] = v_load(b + v * VL);
+#pragma GCC unroll 16
+            for (int i = 0; i < h; i++)
+#pragma GCC unroll 16
+                for (int v = 0; v < nv; v++) acc[i][v] = step(pairs, a + i, row[v], acc[i][v]);
+        }
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < h; i++)
+#pragma GCC unroll 16
+        for (int v = 0; v < nv; v++) {
+            float *at = c + i * c_row + v * VL;
+            v_store(at, accumulate ? v_add(v_load(at), acc[i][v]) : acc[i][v]);
+        }
+}
+
+/* One function a height and width, so that no row of a tile is wasted. */
+#define TILE(name, pairs, h)                                                                                          \
+    static void name##_##h(int64_t nv, const struct segment *s, int count, float *c, int64_t c_row, int accumulate) { \
+        if (nv == NV)                                                                                                 \
+            tile_of(pairs, h <= MR ? h : MR, NV, s, count, c, c_row, accumulate);                                     \
+        else                                                                                                          \
+            tile_of(pairs, h <= MR ? h : MR, 1, s, count, c, c_row, accumulate);                                      \
+    }
+#define TILES(name, pairs)                                                                                            \
+    TILE(name, pairs, 1) TILE(name, pairs, 2) TILE(name, pairs, 3) TILE(name, pairs, 4) TILE(name, pairs, 5)          \
+    TILE(name, pairs, 6) TILE(name, pairs, 7) TILE(name, pairs, 8) TILE(name, pairs, 9) TILE(name, pairs, 10)         \
+    TILE(name, pairs, 11) TILE(name, pairs, 12) TILE(name, pairs, 13) TILE(name, pairs, 14)                           \
+    static void name(int64_t h, int64_t width, const struct segment *s, int count, float *c, int64_t c_row,           \
+                     int accumulate) {                                                                                \
+        static void (*const of_height[])(int64_t, const struct segment *, int, float *, int64_t, int) = {             \
+            NULL,     name##_1, name##_2, name##_3,  name##_4,  name##_5,  name##_6, name##_7,                        \
+            name##_8, name##_9, name##_10, name##_11, name##_12, name##_13, name##_14};                               \
+        of_height[h](width / VL, s, count, c, c_row, accumulate);                                                     \
+    }
+_Static_assert(MR <= 14, "a tile function for every height");
+
+TILES(tile_f32, 0)
+static const struct engine f32_engine = {.align = 1, .mr = MR, .pad = 1, .kc = KC, .pack_a = pack, .tile = tile_f32};
+
+#ifdef EN_BF16_DOT
+TILES(tile_dot, 1)
+static const struct engine dot_engine = {.pairs = 1, .align = 1, .mr = MR, .pad = 1, .kc = KC, .pack_a = pack, .tile = tile_dot};
+#endif
+#undef TILE
+#undef TILES
+
+#endif
