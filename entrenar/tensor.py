@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from itertools import count
@@ -258,19 +258,25 @@ def op(
             flowing = set()
             for i, parameter in enumerate(names):
                 value = args[i] if i < len(args) else named.get(parameter)
-                if i < leading and value is not None and not isinstance(value, Tensor):
-                    value = Tensor(value)
+                if value is None:
+                    continue
+                first = len(operands)
+                if isinstance(value, Tensor):
+                    operands.append(value)
+                elif i < leading:
+                    operands.append(Tensor(value))
                     if i < len(args):
-                        args[i] = value
+                        args[i] = operands[-1]
                     else:
-                        named[parameter] = value
-                for tensor in (value,) if isinstance(value, Tensor) else _tensors_in(value):
+                        named[parameter] = operands[-1]
+                elif isinstance(value, (tuple, list)):
+                    _collect(value, operands)
+                for tensor in operands[first:]:
                     dtype = tensor.data.dtype
                     if dtype not in types[i]:
                         raise DTypeError(f'{name}: {parameter} is {dtype}; give float32, see ops.cast(x, "f32")')
                     if parameter in flow:
                         flowing.add(dtype)
-                    operands.append(tensor)
             if len(flowing) > 1:
                 both = " and ".join(flow)
                 raise DTypeError(f'{name}: {both} are float32 and bfloat16; ops.cast(x, "f32"|"bf16") makes them one')
@@ -287,14 +293,13 @@ def op(
     return decorate
 
 
-def _tensors_in(value: Any) -> Iterator[Tensor]:
-    """The Tensors inside nested lists and tuples, in order."""
-    if isinstance(value, (tuple, list)):
-        for item in value:
-            if isinstance(item, Tensor):
-                yield item
-            else:
-                yield from _tensors_in(item)
+def _collect(values: Iterable[Any], into: list[Tensor]) -> None:
+    """Append the Tensors inside nested lists and tuples, in order."""
+    for value in values:
+        if isinstance(value, Tensor):
+            into.append(value)
+        elif isinstance(value, (tuple, list)):
+            _collect(value, into)
 
 
 def _record(name: str, operands: Sequence[Tensor], out: Array, vjp: Vjp) -> Tensor:
@@ -374,17 +379,13 @@ def _sum(held: Array, held_is_ours: bool, d: Array, d_is_ours: bool = False) -> 
         if not d_is_ours:
             return cpu.binary("add", held, d)
         held, d = d, held
-    cpu.add_(held, d if d.flags.c_contiguous else _copy(d))
+    cpu.add_(held, d if d.flags.c_contiguous else cpu.copy(d))
     return held
-
-
-def _copy(d: Array) -> Array:
-    return cpu.copy(d) if d.dtype == FLOAT32 else np.array(d, order="C")
 
 
 def _add_to_leaf(leaf: Tensor, d: Array, ours: bool) -> None:
     if leaf.grad is None:
-        leaf.grad = _wrap(d if ours else _copy(d))
+        leaf.grad = _wrap(d if ours else cpu.copy(d))
     else:
         _sum(leaf.grad.data, True, d)
 
@@ -420,7 +421,7 @@ def checkpoint(fn: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
         sources = [a._node for a in inputs if isinstance(a, Tensor)] + nodes
         # one array may have reached two of them; what is g is told from it by the walk outside
         found = [beyond.get(n) if n else None for n in sources]  # leaves outside already have theirs
-        return [f and (f[0] if f[1] or np.may_share_memory(f[0], g) else _copy(f[0])) for f in found]
+        return [f and (f[0] if f[1] or np.may_share_memory(f[0], g) else cpu.copy(f[0])) for f in found]
 
     return _record("checkpoint", [*(a for a in args if isinstance(a, Tensor)), *outside], out.data, vjp)
 

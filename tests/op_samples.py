@@ -24,12 +24,19 @@ class Sample:
     operands: tuple[Array, ...]
     call: Callable[..., Tensor]
     reference: Callable[..., Array]
+    flow: tuple[int, ...]  # operands that may be bfloat16
 
     def __str__(self) -> str:
         return f"{self.op}-{self.what}" if self.what else self.op
 
 
 SAMPLES: list[Sample] = []
+FLOW = {
+    **dict.fromkeys(("cast", "dropout", "linear", "linear_cross_entropy", "projection"), (0,)),
+    **dict.fromkeys(("reshape", "rms_norm", "rope", "rope_attention", "slice", "transpose"), (0,)),
+    **dict.fromkeys(("add", "swiglu"), (0, 1)),
+    **dict.fromkeys(("attention", "concat"), (0, 1, 2)),
+}  # of the operations that serve bfloat16
 _rng = np.random.default_rng(20)
 
 
@@ -48,9 +55,10 @@ def away_from_zero(*shape: int) -> Array:
 
 def sample(
     op: str, *operands: Array, reference: Callable[..., Any], call: Callable[..., Tensor] | None = None,
-    what: str = "",
+    what: str = "", flow: tuple[int, ...] | None = None,
 ) -> None:
-    SAMPLES.append(Sample(op, what, operands, call or getattr(ops, op), reference))
+    flow = FLOW.get(op, ()) if flow is None else flow
+    SAMPLES.append(Sample(op, what, operands, call or getattr(ops, op), reference, flow))
 
 
 # ---- arithmetic
@@ -147,7 +155,7 @@ sample(
 sample(
     "linear", normal(4, 5), normal(7, 5), normal(2, 5), normal(7, 2), normal(4, 5), what="lora input",
     call=lambda x, w, a, b, xl: ops.linear(x, w, lora=(a, b, 2.0, xl)),
-    reference=lambda x, w, a, b, xl: ref.linear(x, w) + 2 * ref.linear(ref.linear(xl, a), b),
+    reference=lambda x, w, a, b, xl: ref.linear(x, w) + 2 * ref.linear(ref.linear(xl, a), b), flow=(0, 4),
 )
 
 # ---- norms
@@ -278,7 +286,9 @@ LAYERS = {
     "gated dropout": Layer((7,), (False,), (2,), gated=True, dropout=0.4),
 }
 for kind, layer in LAYERS.items():
-    sample("projection", *layer.operands(), call=layer.call, reference=layer.reference, what=kind)
+    operands = layer.operands()
+    flow = (0, len(operands) - 1) if layer.residual else (0,)
+    sample("projection", *operands, call=layer.call, reference=layer.reference, what=kind, flow=flow)
 
 
 def rope_attention_reference(

@@ -9,14 +9,19 @@ import numpy.typing as npt
 
 from entrenar.backend import cpu
 from entrenar.errors import DTypeError, ShapeError
-from entrenar.tensor import FLOAT32, Array
+from entrenar.tensor import Array
 
 
 def contiguous(x: Array) -> Array:
     """x itself if it is C-contiguous, else a copy that is; for kernels that take no strides."""
     if x.flags.c_contiguous:
         return x
-    return cpu.copy(x) if x.dtype == FLOAT32 else np.ascontiguousarray(x)
+    return np.ascontiguousarray(x) if x.dtype == np.float16 else cpu.copy(x)
+
+
+def like(x: Array) -> Array:
+    """Room for an array of x's shape and type."""
+    return cpu.buffer(x.shape, x.dtype)
 
 
 def rows(x: Array) -> Array:
@@ -30,7 +35,8 @@ def unbroadcast(g: Array, shape: tuple[int, ...]) -> Array:
         return g
     extra = g.ndim - len(shape)
     repeated = tuple(i for i in range(g.ndim) if i < extra or (shape[i - extra] == 1 and g.shape[i] != 1))
-    return cpu.sum(contiguous(g), repeated, True).reshape(shape)
+    summed = cpu.sum(contiguous(g), repeated, True).reshape(shape)
+    return summed if g.dtype == summed.dtype else cpu.convert(summed, g.dtype)
 
 
 def normal_axes(name: str, axis: int | tuple[int, ...] | None, ndim: int) -> tuple[int, ...]:

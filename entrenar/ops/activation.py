@@ -37,7 +37,7 @@ def silu(x: Tensor) -> tuple[Array, Vjp]:
 swish = silu
 
 
-@op()
+@op(flow=("gate", "up"))
 def swiglu(gate: Tensor, up: Tensor) -> tuple[Array, Vjp]:
     """silu(gate) * up, both of one shape: the middle of a gated MLP."""
     if gate.shape != up.shape:

@@ -11,7 +11,7 @@ from entrenar.ops._arrays import contiguous, normal_axes, unbroadcast
 from entrenar.tensor import FLOAT32, Array, Tensor, Vjp, op
 
 
-@op(method="__add__", reflected="__radd__")
+@op(method="__add__", reflected="__radd__", flow=("a", "b"))
 def add(a: Tensor, b: Tensor) -> tuple[Array, Vjp]:
     sa, sb, need_a, need_b = a.shape, b.shape, a.requires_grad, b.requires_grad
 

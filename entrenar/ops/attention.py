@@ -11,7 +11,7 @@ from entrenar.ops._arrays import as_ids, contiguous
 from entrenar.tensor import FLOAT32, Array, Tensor, Vjp, op
 
 
-@op()
+@op(flow=("x",))
 def rope(x: Tensor, cos: npt.ArrayLike, sin: npt.ArrayLike, interleaved: bool = False) -> tuple[Array, Vjp]:
     """Rotate pairs of x (B, T, H, D) by the angles of their positions.
 
@@ -23,7 +23,7 @@ def rope(x: Tensor, cos: npt.ArrayLike, sin: npt.ArrayLike, interleaved: bool = 
     return out, lambda g: (cpu.rope(contiguous(g), c, s, interleaved, inverse=True),)
 
 
-@op()
+@op(flow=("q", "k", "v"))
 def attention(
     q: Tensor, k: Tensor, v: Tensor, scale: float | None = None, causal: bool = True, window: int = 0,
     starts: npt.ArrayLike | None = None,
@@ -71,25 +71,18 @@ def rope_attention(
         turned = x[:, :, : heads + kv_heads]
         return turned, turned[:, :, :heads], turned[:, :, heads:], x[:, :, heads + kv_heads :]
 
-    turned, q, k, v = split(_copy(qkv.data))
-    turned[...] = cpu.rope(contiguous(turned), c, s, False)
+    turned, q, k, v = split(cpu.copy(qkv.data))  # a copy, since what the projection gave may be looked at
+    cpu.rope_(turned, c, s)
     out, lse = cpu.attention(q, k, v, *options)
 
     def vjp(g: Array) -> tuple[Array]:
         dqkv = cpu.buffer((batch, tokens, every * q.shape[3]), g.dtype)
         dturned, *into = split(dqkv)
         cpu.attention_backward(contiguous(g).reshape(q.shape), q, k, v, out, lse, *options, into=into)
-        dturned[...] = cpu.rope(contiguous(dturned), c, s, False, inverse=True)
+        cpu.rope_(dturned, c, s, inverse=True)
         return (dqkv,)
 
     return out.reshape(batch, tokens, -1), vjp
-
-
-def _copy(x: Array) -> Array:
-    """A copy in memory of its own: turning q and k where the projection wrote them would show in its result."""
-    copy = cpu.buffer(x.shape, x.dtype)
-    copy[...] = x
-    return copy
 
 
 def _angles(name: str, shape: tuple[int, ...], cos: npt.ArrayLike, sin: npt.ArrayLike) -> tuple[Array, Array]:

@@ -8,7 +8,7 @@ from entrenar.ops._arrays import contiguous
 from entrenar.tensor import Array, Tensor, Vjp, default_rng, op
 
 
-@op()
+@op(flow=("x",))
 def dropout(x: Tensor, p: float = 0.5, training: bool = True) -> tuple[Array, Vjp]:
     """Zero each value with probability p in [0, 1) and divide the others by 1 - p; x itself outside training.
 

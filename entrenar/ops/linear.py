@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 from entrenar.backend import cpu
 from entrenar.errors import ShapeError, UsageError
-from entrenar.ops._arrays import contiguous, rows
+from entrenar.ops._arrays import contiguous, like, rows
 from entrenar.ops.parts import Lora, LowInputs, Maybe, Part, Weights
 from entrenar.tensor import Array, Tensor, Vjp, default_rng, op
 
@@ -44,7 +44,7 @@ def projection(
     return _project("projection", x, parts, norm, gated, residual, dropout)
 
 
-@op(half=("weight",), flow=("x",))
+@op(half=("weight", "lora"), flow=("x",))
 def linear(
     x: Tensor,
     weight: Tensor,
@@ -80,52 +80,53 @@ def _project(
     shape, out_shape = x.shape, (*x.shape[:-1], weights.d_out)
     if residual is not None and residual.shape != out_shape:
         raise ShapeError(f"{name}: residual {residual.shape} for a result {out_shape}")
-    if x_lora is not None and x_lora.shape != shape:
-        raise ShapeError(f"{name}: lora input {x_lora.shape} for x {shape}")
+    if x_lora is not None and (x_lora.shape, x_lora.dtype) != (shape, x.dtype):
+        raise ShapeError(f"{name}: lora input {x_lora.shape} {x_lora.dtype} for x {shape} {x.dtype}")
 
     h = before.forward()
     inputs_of: Callable[[Array], LowInputs] | None = None  # of the low-rank parts, where it is not h for all
     drop = None
+    x_low: Maybe = None if x_lora is None else rows(x_lora.data)
     if x_lora is not None:
-        x_low = rows(x_lora.data)
         inputs_of = lambda h: lambda i: x_low  # noqa: E731
     elif dropout and weights.factors:
         drop = _Dropout(dropout, h.size, len(weights.factors))
         inputs_of = drop.of
-    low = weights.low(h, inputs_of and inputs_of(h))
+    low: Maybe = weights.low(h, inputs_of and inputs_of(h))
     out = cpu.buffer((len(h), weights.d_out), h.dtype)
     weights.forward(h, low, out, None if residual is None else rows(residual.data))
 
-    need_dx = before.need_gradient
+    need_dh = before.need_gradient
     need_h = weights.need_w or (weights.need_a and x_lora is None)
-    kept = before if need_h or (need_dx and before.reads_x) else None
+    kept = before if need_h or (need_dh and before.reads_x) else None
     low = low if weights.need_b else None
     need_x_lora = x_lora is not None and x_lora.requires_grad
-    need_low = need_dx or need_x_lora or weights.need_a
+    need_dlow = need_dh or need_x_lora or weights.need_a
     has_norm, has_residual, has_x_lora = norm is not None, residual is not None, x_lora is not None
     need_residual = residual is not None and residual.requires_grad
 
     def vjp(g: Array) -> list[Array | None]:
         g2 = rows(g)
-        dlow: Maybe = weights.low_backward(g2) if need_low else None
-        h: Maybe = kept.forward() if kept is not None and need_h else None
-        grads = weights.gradients(g2, h, inputs_of and inputs_of(h), low, dlow)
-        del h
-        dx = dnorm = None
-        if need_dx:
-            dh = cpu.buffer((len(g2), weights.d_in), g2.dtype)
-            weights.input_gradient(g2, dlow if inputs_of is None else None, dh)
+        dlow: Maybe = weights.low_backward(g2) if need_dlow else None
+        dx: Maybe = None
+        dnorm: Maybe = None
+        h: Maybe = None
+        if need_dh:
+            dx = weights.input_gradient(g2, dlow if inputs_of is None else None)
             if drop is not None:
-                drop.backward(weights, dlow, dh)
-            dx, dnorm = kept.backward(dh) if kept is not None else (dh, None)
+                drop.backward(weights, dlow, dx)
+            if kept is not None:
+                dx, dnorm, h = kept.backward(dx, need_h)
+        elif need_h and kept is not None:
+            h = kept.forward()
+        grads = weights.gradients(g2, h, inputs_of and inputs_of(h), low, dlow)
         found = [dx if dx is None else dx.reshape(shape), *weights.in_order(grads)]
         if has_norm:
             found.append(dnorm)
         if has_residual:
             found.append(g if need_residual else None)
         if has_x_lora:
-            dx_lora = cpu.product([(dlow, weights.a)], cpu.buffer(x_low.shape, g2.dtype)) if need_x_lora else None
-            found.append(dx_lora if dx_lora is None else dx_lora.reshape(shape))
+            found.append(cpu.product([(dlow, weights.a())], like(x_low)).reshape(shape) if need_x_lora else None)
         return found
 
     return out.reshape(out_shape), vjp
@@ -147,9 +148,9 @@ class _Plain:
     def forward(self) -> Array:
         return self.x
 
-    def backward(self, dh: Array) -> tuple[Array | None, Array | None]:
-        """dx, and the gradient of a norm's weight."""
-        return dh, None
+    def backward(self, dh: Array, need_h: bool) -> tuple[Maybe, Maybe, Maybe]:
+        """dx, the gradient of a norm's weight, and h again if it is needed; dh may be overwritten."""
+        return dh, None, self.x
 
 
 class _Gate(_Plain):
@@ -161,14 +162,16 @@ class _Gate(_Plain):
         super().__init__(x)
         self.width //= 2
 
-    def forward(self) -> Array:
-        return cpu.swiglu(self.x[:, : self.width], self.x[:, self.width :])
+    def _halves(self, x: Array) -> tuple[Array, Array]:
+        return x[:, : self.width], x[:, self.width :]
 
-    def backward(self, dh: Array) -> tuple[Array | None, Array | None]:
-        dx = cpu.buffer(self.x.shape, dh.dtype)
-        (gate, up), (dgate, dup) = ((x[:, : self.width], x[:, self.width :]) for x in (self.x, dx))
-        dgate[...], dup[...] = cpu.swiglu_backward(dh, gate, up)
-        return dx, None
+    def forward(self) -> Array:
+        return cpu.swiglu(*self._halves(self.x))
+
+    def backward(self, dh: Array, need_h: bool) -> tuple[Maybe, Maybe, Maybe]:
+        dx, h = like(self.x), dh if need_h else None
+        cpu.swiglu_backward(dh, *self._halves(self.x), into=self._halves(dx), h=h)
+        return dx, None, h
 
 
 class _Norm(_Plain):
@@ -189,9 +192,10 @@ class _Norm(_Plain):
         h, self.rstd = cpu.rms_norm(self.x, self.weight, self.eps)
         return h
 
-    def backward(self, dh: Array) -> tuple[Array | None, Array | None]:
-        dx, dweight = cpu.rms_norm_backward(dh, self.x, self.weight, self.rstd, self.need_weight)
-        return dx if self.need_x else None, dweight
+    def backward(self, dh: Array, need_h: bool) -> tuple[Maybe, Maybe, Maybe]:
+        h = like(self.x) if need_h else None
+        dx, dweight = cpu.rms_norm_backward(dh, self.x, self.weight, self.rstd, self.need_weight, normed=h)
+        return dx if self.need_x else None, dweight, h
 
 
 class _Dropout:
@@ -206,6 +210,7 @@ class _Dropout:
 
     def backward(self, weights: Weights, dlow: Array, dh: Array) -> None:
         """dh += what comes through the low-rank parts."""
+        a = weights.a()
         for i, factor in enumerate(weights.factors):
-            d = cpu.product([(dlow[:, factor.ranks], weights.a[factor.ranks])], cpu.buffer(dh.shape, dh.dtype))
+            d = cpu.product([(dlow[:, factor.ranks], a[factor.ranks])], like(dh))
             cpu.add_(dh, cpu.dropout(d, self.p, *self.places[i]))

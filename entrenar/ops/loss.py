@@ -70,13 +70,14 @@ def linear_cross_entropy(
     need_low = dh is not None or weights.need_a
     grads: Gradients | None = None
     total = 0.0
-    step = _chunk(len(h), weights.d_out * h.itemsize)
+    step = chunk_rows(len(h), weights.d_out * h.itemsize)
     room = cpu.buffer((min(step, len(h)), weights.d_out), h.dtype)
     for begin in range(0, len(h), step):
         some, dlogits = h[begin : begin + step], room[: len(h) - begin]
         low = weights.low(some)
         weights.forward(some, low, dlogits)
-        total += float(_gradient(dlogits, ids[begin : begin + step], 1 / denominator).sum(dtype=np.float64))
+        losses = cpu.cross_entropy_gradient_(dlogits, ids[begin : begin + step], 1 / denominator)
+        total += float(losses.sum(dtype=np.float64))
         if not train:
             continue
         dlow = weights.low_backward(dlogits) if need_low else None
@@ -102,14 +103,7 @@ def _times(x: Array, factor: float) -> Array:
     return x if factor == 1 else cpu.scale_(x, factor)
 
 
-def _gradient(logits: Array, ids: Array, factor: float) -> Array:
-    """The losses; logits become factor · their gradient."""
-    losses, lse = cpu.cross_entropy(logits, ids)
-    logits[...] = cpu.cross_entropy_backward(np.full(len(ids), factor, FLOAT32), logits, ids, lse)
-    return losses
-
-
-def _chunk(count: int, row_bytes: int) -> int:
+def chunk_rows(count: int, row_bytes: int) -> int:
     """Rows at a time: chunks of about the same length, as few as LOGITS allows, and none below MIN_ROWS."""
     chunks = max(1, -(-count // max(MIN_ROWS, LOGITS // row_bytes)))
     return max(1, -(-count // chunks))

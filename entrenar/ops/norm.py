@@ -14,7 +14,7 @@ def _check(name: str, x: Tensor, **vectors: Tensor) -> None:
             raise ShapeError(f"{name}: {what} {vector.shape} for x {x.shape}; it must match x's last axis")
 
 
-@op()
+@op(flow=("x",))
 def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-6) -> tuple[Array, Vjp]:
     """weight * x / sqrt(mean(x²) + eps). x (..., d), weight (d,)."""
     _check("rms_norm", x, weight=weight)

@@ -11,8 +11,10 @@ from numpy.lib.stride_tricks import as_strided
 
 from entrenar.backend import cpu
 from entrenar.errors import DTypeError, ShapeError, UsageError
+from entrenar.ops._arrays import contiguous
 from entrenar.tensor import FLOAT32, Array, Tensor
 
+_ZERO = np.zeros(1, FLOAT32)
 MAX_PARTS = 4  # each may need a term for its weight and one for its low rank, and a product has room for eight
 
 
@@ -68,7 +70,6 @@ class Weights:
 
     Attributes:
         d_in, d_out, rank: in, Σout and Σr. blocks, factors: the weights and the low-rank parts, in order.
-        bias: (Σout,) or None. a: all A's as one matrix (Σr, in), or None.
         need_w, need_bias, need_a, need_b: whether one of that kind needs a gradient.
     """
 
@@ -104,38 +105,38 @@ class Weights:
             for begin, group in zip(begins, groups, strict=True)
         ]  # fmt: skip
         with_bias = any(part.bias is not None for part in parts)
-        self.bias = _as_one([_bias(part) for part in parts]) if with_bias else None
-        self.a: Maybe = _as_one([part.lora.a.data for part in parts if part.lora is not None]) if self.factors else None
+        self._biases = [_bias(part) for part in parts] if with_bias else []
+        self._a = [part.lora.a.data for part in parts if part.lora is not None]
         needed = {place[0] for place in self._places if place}
         self.need_w, self.need_bias, self.need_a, self.need_b = (k in needed for k in ("weight", "bias", "a", "b"))
 
+    def a(self) -> Array:
+        """All A's as one matrix (Σr, in): put together where it is needed rather than kept."""
+        return _as_one(self._a)
+
     def low(self, h: Array, inputs: LowInputs | None = None) -> Maybe:
         """s · h Aᵀ of all parts, (N, Σr) of h's type; `inputs(i)` stands for h in the i-th, where given."""
-        if self.a is None:
+        if not self.factors:
             return None
         low = cpu.buffer((len(h), self.rank), h.dtype)
         if inputs is None:
-            cpu.product([(h, self.a.T)], low)
-        else:
-            for i, factor in enumerate(self.factors):
-                cpu.product([(inputs(i), self.a[factor.ranks].T)], low[:, factor.ranks])
-        return self._scaled(low)
+            return self._scaled(cpu.product([(h, self.a().T)], low))
+        terms = [(inputs(i), a.T, f.ranks.start) for i, (f, a) in enumerate(zip(self.factors, self._a, strict=True))]
+        return self._scaled(cpu.product(terms, low))
 
     def low_backward(self, g: Array) -> Maybe:
         """s · g B of all parts, (N, Σr) of g's type: the gradient of h Aᵀ."""
-        if self.a is None:
+        if not self.factors:
             return None
         dlow = cpu.buffer((len(g), self.rank), g.dtype)
-        for factor in self.factors:
-            cpu.product([(g[:, factor.columns], factor.b)], dlow[:, factor.ranks])
-        return self._scaled(dlow)
+        return self._scaled(cpu.product([(g[:, f.columns], f.b, f.ranks.start) for f in self.factors], dlow))
 
     def _scaled(self, low: Array) -> Array:
         scales = {factor.scale for factor in self.factors}
         if len(scales) == 1:
             return cpu.scale_(low, scales.pop())
         each = np.concatenate([np.full(f.ranks.stop - f.ranks.start, f.scale, FLOAT32) for f in self.factors])
-        low *= each.astype(low.dtype)
+        low[...] = low.astype(FLOAT32) * each
         return low
 
     def forward(self, h: Array, low: Maybe, out: Array, residual: Array | None = None) -> None:
@@ -143,14 +144,15 @@ class Weights:
         terms = [(h, block.weight.T, block.columns.start) for block in self.blocks]
         if low is not None:
             terms += [(low[:, f.ranks], f.b.T, f.columns.start) for f in self.factors]
-        cpu.product(terms, out, bias=self.bias, residual=residual)
+        bias = contiguous(_as_one(self._biases)) if self._biases else None
+        cpu.product(terms, out, bias=bias, residual=residual)
 
-    def input_gradient(self, g: Array, dlow: Maybe, out: Array) -> Array:
-        """out (N, in) = g W + dlow A: one product."""
+    def input_gradient(self, g: Array, dlow: Maybe, out: Array | None = None) -> Array:
+        """g W + dlow A: one product, (N, in) of g's type, into `out` where given."""
         terms = [(g[:, block.columns], block.weight) for block in self.blocks]
-        if dlow is not None and self.a is not None:
-            terms.append((dlow, self.a))
-        return cpu.product(terms, out)
+        if dlow is not None:
+            terms.append((dlow, self.a()))
+        return cpu.product(terms, cpu.buffer((len(g), self.d_in), g.dtype) if out is None else out)
 
     def gradients(
         self,
@@ -186,7 +188,7 @@ class Weights:
         return Gradients(
             [cpu.buffer(block.weight.shape) if block.trainable else None for block in self.blocks],
             [None],
-            [cpu.buffer(self.a.shape) if self.a is not None and self.need_a else None],
+            [cpu.buffer((self.rank, self.d_in)) if self.need_a else None],
             [cpu.buffer(factor.b.shape) if factor.need_b else None for factor in self.factors],
         )
 
@@ -213,7 +215,7 @@ def _check(name: str, weight: Tensor, bias: Tensor | None, lora: Lora | None, d_
 
 
 def _bias(part: Part) -> Array:
-    return np.zeros(part.weight.shape[0], FLOAT32) if part.bias is None else part.bias.data
+    return np.broadcast_to(_ZERO, part.weight.shape[:1]) if part.bias is None else part.bias.data
 
 
 def _follows(b: Tensor, a: Tensor) -> bool:

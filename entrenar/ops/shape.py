@@ -11,7 +11,7 @@ import numpy as np
 
 from entrenar.errors import DTypeError, ShapeError
 from entrenar.ops._arrays import contiguous, normal_axes
-from entrenar.tensor import FLOAT32, Array, Tensor, Vjp, op
+from entrenar.tensor import Array, Tensor, Vjp, op
 
 _INDICES = (int, np.integer, builtins.slice, type(None), type(...))
 
@@ -22,7 +22,7 @@ def _flat(values: tuple[int | tuple[int, ...], ...]) -> tuple[int, ...]:
     return tuple(operator.index(v) for v in unpacked)  # type: ignore[arg-type]
 
 
-@op(method="reshape")
+@op(method="reshape", flow=("x",))
 def reshape(x: Tensor, *shape: int | tuple[int, ...]) -> tuple[Array, Vjp]:
     """The same values in order under another shape; one extent may be -1."""
     old, new = x.shape, _flat(shape)
@@ -33,7 +33,7 @@ def reshape(x: Tensor, *shape: int | tuple[int, ...]) -> tuple[Array, Vjp]:
     return out, lambda g: (contiguous(g).reshape(old),)
 
 
-@op(method="transpose")
+@op(method="transpose", flow=("x",))
 def transpose(x: Tensor, *axes: int | tuple[int, ...]) -> tuple[Array, Vjp]:
     """Permute the axes as NumPy does; without `axes` reverse them."""
     order = _flat(axes) or tuple(reversed(range(x.ndim)))
@@ -44,7 +44,7 @@ def transpose(x: Tensor, *axes: int | tuple[int, ...]) -> tuple[Array, Vjp]:
     return x.data.transpose(order), lambda g: (g.transpose(inverse),)
 
 
-@op(method="__getitem__")
+@op(method="__getitem__", flow=("x",))
 def slice(x: Tensor, key: Any) -> tuple[Array, Vjp]:
     """x[key] for integers, slices of any step, ... and None."""
     keys = key if isinstance(key, tuple) else (key,)
@@ -58,14 +58,14 @@ def slice(x: Tensor, key: Any) -> tuple[Array, Vjp]:
     shape = x.shape
 
     def vjp(g: Array) -> tuple[Array]:
-        dx = np.zeros(shape, FLOAT32)
+        dx = np.zeros(shape, g.dtype)
         dx[keys] = g
         return (dx,)
 
     return out, vjp
 
 
-@op()
+@op(flow=("tensors",))
 def concat(tensors: Sequence[Tensor], axis: int = 0) -> tuple[Array, Vjp]:
     """Join along an axis that exists; the other axes must agree."""
     if not isinstance(tensors, (tuple, list)) or not all(isinstance(t, Tensor) for t in tensors):

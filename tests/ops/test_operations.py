@@ -54,7 +54,7 @@ def test_16_bit_storage_is_refused_elsewhere(dtype: type) -> None:
         lambda: x + w, lambda: w @ x, lambda: ops.relu(w), lambda: ops.concat([x, w]),
         lambda: ops.linear(x, x, lora=(w, x, 1.0)), lambda: ops.rms_norm(x, w[0]),
     ):
-        with pytest.raises(DTypeError, match=r"float16; give float32, see ops.cast"):
+        with pytest.raises(DTypeError, match=r"float16.*ops\.cast"):
             call()
     w.requires_grad = True
     for call in (lambda: ops.linear(x, w), lambda: ops.embedding(w, [0]), lambda: x @ w):
