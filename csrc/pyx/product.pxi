@@ -15,6 +15,7 @@ def matmul(a, b, bint trans_a=False, bint trans_b=False, out=None, bint accumula
     cdef cnp.ndarray pb, pc
     cdef int na = cnp.PyArray_NDIM(pa), nb, nd, i, ia, ib
     cdef int64_t size, da, db, step
+    cdef double products = 1
     pb = plain(b, "matmul", "b")
     weight_type(pb, "matmul", "b", &t.b_type)
     size = 4 if t.b_type == EN_F32 else 2
@@ -85,7 +86,10 @@ def matmul(a, b, bint trans_a=False, bint trans_b=False, out=None, bint accumula
     cdef en_status status
     with nogil:
         status = k.gemm(&p, &batch)
-    check(status, "matmul")
+    for i in range(batch.ndim):
+        products *= batch.shape[i]
+    check(status, "matmul", 2 * products * p.m * p.n * t.k, bytes_of(pa) + bytes_of(pb) + bytes_of(pc), EN_F32, p.m, p.n,
+          t.k)
     return pc
 
 
@@ -125,6 +129,7 @@ def product(terms, out, *, bias=None, residual=None, bint accumulate=False):
     cdef en_term *t
     cdef en_dtype kind
     cdef cnp.ndarray a, b, c, r
+    cdef double flops = 0, traffic = 0
     cdef int size
     c = rows(out, &p.c_type, "out")
     if cnp.PyArray_DATA(c) != cnp.PyArray_DATA(out):
@@ -153,6 +158,8 @@ def product(terms, out, *, bias=None, residual=None, bint accumulate=False):
         if np.may_share_memory(c, a, 1000) or np.may_share_memory(c, b, 1000):
             raise UsageError(f"product: out overlaps an operand of term {i}")
         held += (a, b)
+        flops += 2.0 * p.m * t.n * t.k
+        traffic += bytes_of(a) + bytes_of(b)
         t.a = cnp.PyArray_DATA(a)
         t.b = cnp.PyArray_DATA(b)
         size = 4 if t.a_type == EN_F32 else 2
@@ -176,11 +183,14 @@ def product(terms, out, *, bias=None, residual=None, bint accumulate=False):
                              f"{shape_of(c)}; they must be alike")
         if cnp.PyArray_DATA(r) != p.c and np.may_share_memory(c, r, 1000):
             raise UsageError("product: residual overlaps out, and isn't out itself")
+        traffic += bytes_of(r)
         p.residual = cnp.PyArray_DATA(r)
         p.residual_row = cnp.PyArray_STRIDE(r, 0) // (4 if kind == EN_F32 else 2)
     p.accumulate = accumulate
     cdef en_status status
     with nogil:
         status = k.gemm(&p, NULL)
-    check(status, "product")
+    kind = EN_BF16 if p.term[0].a_type == EN_BF16 and k.fast_bf16 else EN_F32
+    traffic += (2 if accumulate else 1) * bytes_of(c)
+    check(status, "product", flops, traffic, kind, p.m, p.n, p.term[0].k)
     return out

@@ -111,3 +111,28 @@ def test_limits_without_memory_and_without_sense():
     for seconds in (0, -1, float("nan"), 61):
         with pytest.raises(UsageError, match="seconds"):
             cpu.peaks(seconds)
+
+
+def recorded(call):
+    """(flops, bytes, type, sizes) of the only native call that `call` makes."""
+    cpu.profile_start()
+    call()
+    (record,), _ = cpu.profile_stop()
+    return record[3:7]
+
+
+def test_the_work_of_products():
+    a, b = floats(0, 2, 3, 5), floats(1, 2, 5, 7)
+    assert recorded(lambda: cpu.matmul(a, b)) == (2 * 2 * 3 * 5 * 7, 4 * 2 * (15 + 35 + 21), "f32", (3, 7, 5))
+    # one weight for a batch: rows of one product
+    assert recorded(lambda: cpu.matmul(a, b[0])) == (2 * 6 * 5 * 7, 4 * (30 + 35 + 42), "f32", (6, 7, 5))
+    x, w, low = (floats(2, *shape).astype(ml_dtypes.bfloat16) for shape in ((3, 5), (5, 8), (3, 2)))
+    out = np.zeros((3, 8), np.float32)
+    terms = [(x, w), (low, floats(3, 2, 4), 4)]
+    kind = "bf16" if cpu.fast_bf16() else "f32"
+    flops, read = 2 * 3 * (5 * 8 + 2 * 4), 2 * (15 + 40 + 6) + 4 * 8
+    assert recorded(lambda: cpu.product(terms, out)) == (flops, read + 96, kind, (3, 8, 5))
+    assert recorded(lambda: cpu.product(terms, out, accumulate=True)) == (flops, read + 192, kind, (3, 8, 5))
+    assert recorded(lambda: cpu.product([(floats(0, 3, 5), w)], out, residual=out)) == (
+        2 * 3 * 5 * 8, 60 + 80 + 2 * 96, "f32", (3, 8, 5)
+    )  # fmt: skip
