@@ -14,3 +14,14 @@ WORD vi vi_load_u16_n(const uint16_t *p, int64_t n) {
 WORD vi v_pack_bf16(vf lo, vf hi) { return (vi)_mm512_cvtne2ps_pbh(hi, lo); }
 /* The same as an f32 whose low half is zero. */
 WORD vf v_round_bf16(vf a) { return v_from_bits(vi_shl(_mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(a)), 16)); }
+/* The first VL 16-bit lanes to p, and the others to q. */
+WORD void v_store_halves(uint16_t *p, uint16_t *q, vi a) {
+    _mm256_storeu_si256((__m256i *)p, _mm512_castsi512_si256(a));
+    _mm256_storeu_si256((__m256i *)q, _mm512_extracti64x4_epi64(a, 1));
+}
+/* Pairs of the first VL 16-bit lanes and the others, in this order. */
+WORD vi v_zip_halves(vi a) {
+    const vi order = _mm512_setr_epi32(0x100000, 0x110001, 0x120002, 0x130003, 0x140004, 0x150005, 0x160006, 0x170007,
+                                       0x180008, 0x190009, 0x1a000a, 0x1b000b, 0x1c000c, 0x1d000d, 0x1e000e, 0x1f000f);
+    return _mm512_permutexvar_epi16(order, a);
+}

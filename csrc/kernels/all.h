@@ -7,6 +7,7 @@
 
 #include "gemm.h"
 #include "attention.h"
+#include "attention_backward.h"
 
 #include "adamw.h"
 #include "adamw8.h"

@@ -1,9 +1,11 @@
-/* Causal grouped-query attention with an online softmax, forward and backward.
+/* Causal grouped-query attention with an online softmax: forward, and queries against a cache.
  *
- * A piece of work is (batch, kv head, block of queries): its rows are the queries of the whole group, in order (t, head
- * of the group), so that a block of K and V is packed once for all of them. Every mask we serve leaves a query one
- * contiguous range of keys [lo, hi). Scores exist for one block of keys at a time; products are gemm.h's.
+ * A block of rows (attention_mask.h) lies across lanes, so that everything the softmax knows of a row is a lane: scores
+ * are transposed, S^T = K·Q^T, exponentials sum down a lane, and O^T = V^T·P^T. Scores exist for one block of keys at a
+ * time. A task packs each block of K and V of its kv head once, when it first meets it, for all of its rows. Few rows
+ * against many keys are cut into pieces of the keys instead, summed apart and merged in order.
  *
+ * bf16 arrays: where the level multiplies bf16, weights are rounded to it (their sum is not); elsewhere packing widens.
  * Keys that a query can't see get weight zero, and 0 · NaN is NaN: a NaN in V reaches the rows of its block.
  */
 #ifndef EN_ATTENTION_H
@@ -12,339 +14,277 @@
 #include <math.h>
 #include <string.h>
 
-#include "gemm.h"
-#include "reduce.h"
-#include "softmax.h"
+#include "attention_mask.h"
+#include "attention_pack.h"
+#ifdef EN_UNPACKED_ATTENTION
+#include "attention_unpacked.h"
+#endif
 
 enum {
-    ATTENTION_ROWS = 128,  /* rows of a block of queries, about */
-    ATTENTION_KEYS = 256,  /* keys of a block */
-    ATTENTION_PIECE = 512, /* one query: keys of a piece that a thread sums alone */
+    ATTENTION_KEYS = 128,  /* of a block; even */
+    ATTENTION_PIECE = 512, /* one block of rows: keys of a piece that a thread sums alone */
 };
 
-static inline int64_t attention_group(const struct en_attention *p) { return p->h / p->hkv; }
+static const float log2_e = 0x1.715476p+0f, log_2 = 0x1.62e43p-1f;
 
-static inline int64_t attention_queries(const struct en_attention *p) {
-    return max64(1, min64(p->t, ATTENTION_ROWS / attention_group(p)));
+/* Keys and values of one kv head that a task has packed so far, from key `first` on. */
+struct attention_keys {
+    int64_t first, width; /* of a packed value, in words */
+    float *k, *v;         /* (keys, words of d), (words of keys, width) */
+    char *ready;          /* a block each */
+};
+
+static size_t keys_bytes(const struct en_attention *p, int64_t keys) {
+    const int64_t n = ceil_div(keys, ATTENTION_KEYS) + 1;
+    return (size_t)(n * ATTENTION_KEYS * (words(p->type, p->d) + whole_vectors(p->d))) * sizeof(float) + (size_t)n;
 }
 
-/* Keys [lo, hi) that query t of batch b sees. */
-static inline void attention_range(const struct en_attention *p, int64_t b, int64_t t, int64_t *lo, int64_t *hi) {
-    const int64_t position = t + p->s - p->t;
-    *hi = p->causal ? position + 1 : p->s;
-    *lo = p->window > 0 ? max64(0, position - p->window + 1) : 0;
-    if (p->starts) *lo = max64(*lo, p->starts[b * p->t + t]);
+/* For keys [s0, s1), in `space`. */
+static struct attention_keys no_keys(const struct en_attention *p, int64_t s0, int64_t s1, void *space) {
+    struct attention_keys x = {.first = s0 / ATTENTION_KEYS * ATTENTION_KEYS, .width = whole_vectors(p->d), .k = space};
+    const int64_t blocks = ceil_div(s1 - x.first, ATTENTION_KEYS), n = blocks * ATTENTION_KEYS;
+    x.v = x.k + n * words(p->type, p->d);
+    x.ready = (char *)(x.v + words(p->type, n) * x.width);
+    memset(x.ready, 0, (size_t)blocks);
+    return x;
 }
 
-/* Keys that any query of [t0, t1) sees. */
-static void attention_span(const struct en_attention *p, int64_t b, int64_t t0, int64_t t1, int64_t *s0, int64_t *s1) {
-    attention_range(p, b, t0, s0, s1);
-    for (int64_t t = t0 + 1; t < t1; t++) {
-        int64_t lo, hi;
-        attention_range(p, b, t, &lo, &hi);
-        *s0 = min64(*s0, lo);
-        *s1 = max64(*s1, hi);
-    }
+WORD const float *packed_key(enum en_dtype type, const struct en_attention *p, const struct attention_keys *x, int64_t j) {
+    return x->k + (j - x->first) * words(type, p->d);
+}
+WORD const float *packed_value(enum en_dtype type, const struct attention_keys *x, int64_t j) {
+    return x->v + words(type, j - x->first) * x->width;
 }
 
-/* Rows (t, head of the group) of x (b,t,h,d) times factor, to y (rows,d) contiguous. */
-static void gather_rows(const struct en_attention *p, struct en_heads x, int64_t b, int64_t kv, int64_t t0, int64_t t1,
-                        float factor, float *y) {
-    const int64_t width = attention_group(p) * p->d;
-    for (int64_t t = t0; t < t1; t++, y += width) {
-        const float *from = (const float *)x.data + b * x.batch + t * x.token + kv * width;
-        for (int64_t i = 0; i < width; i++) y[i] = from[i] * factor;
-    }
+/* Packs the block of key j if it isn't yet. */
+WORD void need_keys(enum en_dtype type, const struct en_attention *p, struct attention_keys *x, int64_t b, int64_t kv,
+                    int64_t j) {
+    const int64_t block = (j - x->first) / ATTENTION_KEYS, at = x->first + block * ATTENTION_KEYS;
+    const int64_t n = min64(ATTENTION_KEYS, p->s - at);
+    void *row[ATTENTION_KEYS];
+    if (x->ready[block]) return;
+    x->ready[block] = 1;
+    key_rows(p, &p->k, b, kv, at, n, row);
+    pack_rows(type, p->d, n, (const void *const *)row, (float *)packed_key(type, p, x, at), words(type, p->d));
+    key_rows(p, &p->v, b, kv, at, n, row);
+    pack_along(type, p->d, n, (const void *const *)row, (float *)packed_value(type, x, at), x->width);
 }
 
-/* The inverse: rows y to x. */
-static void scatter_rows(const struct en_attention *p, const float *y, int64_t b, int64_t kv, int64_t t0, int64_t t1,
-                         float factor, struct en_heads x) {
-    const int64_t width = attention_group(p) * p->d;
-    for (int64_t t = t0; t < t1; t++, y += width) {
-        float *to = (float *)x.data + b * x.batch + t * x.token + kv * width;
-        for (int64_t i = 0; i < width; i++) to[i] = y[i] * factor;
-    }
-}
-
-/* c (m,n) = or += a (m,k) · b (k,n), with strides (row, column) of a and b */
-static en_status product(int64_t m, int64_t n, int64_t k, const float *a, int64_t a_row, int64_t a_col, const float *b,
-                         int64_t b_row, int64_t b_col, float *c, int64_t c_row, int accumulate) {
-    const struct en_gemm p = {.m = m, .n = n, .terms = 1, .c = c, .c_row = c_row, .accumulate = accumulate,
-                              .term = {{.k = k, .n = n, .a = a, .a_row = a_row, .a_col = a_col, .b = b,
-                                        .b_row = b_row, .b_col = b_col}}};
-    return gemm_one(&p);
-}
-
-/* Of one float, by the vector's way: a level's scalars and vectors round alike, and no libm has a say. */
-static float exp_of(float x) {
-    float lanes[VL];
-    v_store(lanes, v_exp(v_set(x)));
-    return lanes[0];
-}
-static float log_of(float x) {
-    float lanes[VL];
-    v_store(lanes, v_log(v_set(x)));
-    return lanes[0];
-}
-
-/* x = e^(x - shift); returns the sum */
-static float row_exp(int64_t n, float *x, float shift) {
-    const vf s = v_set(shift);
-    vd total = vd_zero();
-    int64_t i = 0;
-    for (; i + VL <= n; i += VL) {
-        vf e = v_exp(v_sub(v_load(x + i), s));
-        v_store(x + i, e);
-        total = vd_add(total, e);
-    }
-    if (i < n) {
-        v_store_n(x + i, v_exp(v_sub(v_load_n(x + i, n - i), s)), n - i);
-        total = vd_add(total, v_load_n(x + i, n - i));
-    }
-    return (float)vd_sum(total);
-}
-
-/* What a block of rows has summed so far, over the keys it has seen. */
+/* What a block of rows has summed over the keys it has seen, a row a lane. */
 struct attention_sums {
-    float *o;    /* (rows, d): sum of e^(score - most) · v */
-    float *most; /* (rows,): largest score */
-    float *sum;  /* (rows,): sum of e^(score - most) */
+    float *o;   /* (d, w): sum of 2^(score - top) · v; scores count in powers of two */
+    float *top; /* (w,): largest score */
+    float *sum; /* (w,): sum of 2^(score - top) */
 };
 
-/* Queries [t0, t1) of a kv head against keys [s0, s1). work: (rows, d) and (rows, ATTENTION_KEYS) */
-static en_status attend(const struct en_attention *p, int64_t b, int64_t kv, int64_t t0, int64_t t1, int64_t s0,
-                        int64_t s1, struct attention_sums to, float *work) {
-    const int64_t group = attention_group(p), d = p->d, rows = (t1 - t0) * group;
-    const float *k = (const float *)p->k.data + b * p->k.batch + kv * d;
-    const float *v = (const float *)p->v.data + b * p->v.batch + kv * d;
-    float *q = work, *scores = work + rows * d;
-    gather_rows(p, p->q, b, kv, t0, t1, p->scale, q);
-    memset(to.o, 0, (size_t)(rows * d) * sizeof(float));
-    for (int64_t r = 0; r < rows; r++) {
-        to.most[r] = -INFINITY;
-        to.sum[r] = 0;
+static int64_t sums_floats(const struct en_attention *p, int64_t w) { return (p->d + 2) * w; }
+
+static struct attention_sums sums_at(const struct en_attention *p, float *at, int64_t w) {
+    return (struct attention_sums){.o = at, .top = at + p->d * w, .sum = at + (p->d + 1) * w};
+}
+
+/* Scores s (m,w) become weights, an operand b, in place; keep: what sums so far count. n vectors of lanes. */
+WORD void weigh_lanes(enum en_dtype type, const int n, int64_t m, int64_t w, vf factor, float *s, float *top, float *sum,
+                      float *keep) {
+    vf most[TILE_WIDTH], shift[TILE_WIDTH], total[TILE_WIDTH][2];
+#pragma GCC unroll 4
+    for (int v = 0; v < n; v++) most[v] = v_set(-INFINITY);
+    for (int64_t j = 0; j < m; j++)
+#pragma GCC unroll 4
+        for (int v = 0; v < n; v++) most[v] = v_max(v_load(s + j * w + v * VL), most[v]);
+#pragma GCC unroll 4
+    for (int v = 0; v < n; v++) {
+        const vf before = v_load(top + v * VL), now = v_max(v_mul(most[v], factor), before);
+        shift[v] = v_select(v_eq(now, v_set(-INFINITY)), v_zero(), now); /* not -Inf less -Inf */
+        v_store(top + v * VL, now);
+        v_store(keep + v * VL, v_exp2(v_sub(before, shift[v])));
+        shift[v] = v_neg(shift[v]);
+        total[v][0] = total[v][1] = v_zero();
     }
-    for (int64_t j = s0; j < s1; j += ATTENTION_KEYS) {
-        const int64_t n = min64(ATTENTION_KEYS, s1 - j);
-        en_status status = product(rows, n, d, q, d, 1, k + j * p->k.token, 1, p->k.token, scores, n, 0);
-        if (status != EN_OK) return status;
-        for (int64_t r = 0; r < rows; r++) {
-            float *row = scores + r * n;
-            int64_t lo, hi;
-            attention_range(p, b, t0 + r / group, &lo, &hi);
-            lo = min64(max64(lo - j, 0), n);
-            hi = max64(min64(hi - j, n), lo);
-            memset(row, 0, (size_t)lo * sizeof(float));
-            memset(row + hi, 0, (size_t)(n - hi) * sizeof(float));
-            if (lo == hi) continue;
-            const float here = row_max(hi - lo, row + lo), most = here > to.most[r] ? here : to.most[r];
-            const float sum = row_exp(hi - lo, row + lo, most == -INFINITY ? 0 : most);
-            if (most != to.most[r]) {
-                const float shrink = to.sum[r] == 0 ? 0 : exp_of(to.most[r] - most);
-                float *o = to.o + r * d;
-                for (int64_t i = 0; i < d; i++) o[i] *= shrink;
-                to.sum[r] *= shrink;
-                to.most[r] = most;
-            }
-            to.sum[r] += sum;
+    int64_t j = 0;
+    for (; j + 2 <= m; j += 2)
+#pragma GCC unroll 4
+        for (int v = 0; v < n; v++) {
+            float *at = s + j * w + v * VL;
+            const vf x = v_exp2(v_fma(v_load(at), factor, shift[v]));
+            const vf y = v_exp2(v_fma(v_load(at + w), factor, shift[v]));
+            total[v][0] = v_add(total[v][0], x);
+            total[v][1] = v_add(total[v][1], y);
+            store_along(type, s + v * VL, j, w, x, y);
         }
-        status = product(rows, d, n, scores, n, 1, v + j * p->v.token, p->v.token, 1, to.o, d, 1);
-        if (status != EN_OK) return status;
-    }
-    return EN_OK;
+    if (j < m)
+#pragma GCC unroll 4
+        for (int v = 0; v < n; v++) {
+            const vf x = v_exp2(v_fma(v_load(s + j * w + v * VL), factor, shift[v]));
+            total[v][0] = v_add(total[v][0], x);
+            store_along(type, s + v * VL, j, w, x, v_zero());
+        }
+#pragma GCC unroll 4
+    for (int v = 0; v < n; v++)
+        v_store(sum + v * VL, v_fma(v_load(sum + v * VL), v_load(keep + v * VL), v_add(total[v][0], total[v][1])));
 }
 
-/* Normalise and write o and lse. */
-static void finish_rows(const struct en_attention *p, int64_t b, int64_t kv, int64_t t0, int64_t t1,
+WORD void weigh(enum en_dtype type, int64_t m, int64_t w, float scale, float *s, const struct attention_sums *to,
+                float *keep) {
+    const vf factor = v_set(scale * log2_e);
+    int64_t v = 0;
+    for (; v + TILE_WIDTH * VL <= w; v += TILE_WIDTH * VL)
+        weigh_lanes(type, TILE_WIDTH, m, w, factor, s + v, to->top + v, to->sum + v, keep + v);
+    for (; v < w; v += VL) weigh_lanes(type, 1, m, w, factor, s + v, to->top + v, to->sum + v, keep + v);
+}
+
+/* Floats of attend's work. */
+static int64_t attend_floats(const struct en_attention *p, int64_t w) {
+    return (words(p->type, p->d) + ATTENTION_KEYS + 1 + 1) * w;
+}
+
+/* Rows [r, r + n) of (b, kv) against those of keys [c0, c1) that they see. w: whole_vectors(n) */
+WORD void attend_as(enum en_dtype type, const struct en_attention *p, int64_t b, int64_t kv, int64_t r, int64_t n,
+                    int64_t c0, int64_t c1, struct attention_keys *x, struct attention_sums to, float *work) {
+    const int pairs = in_pairs(type);
+    const int64_t d = p->d, du = words(type, d), w = whole_vectors(n);
+    float *q = work, *keep = q + du * w, *s = keep + w;
+    void *row[ATTENTION_ROWS];
+    query_rows(p, &p->q, b, kv, r, n, row);
+    pack_columns(type, d, n, (const void *const *)row, q, w);
+    struct sight see;
+    look(p, b, r, n, w, &see);
+    const int64_t s0 = max64(see.lo, c0), s1 = min64(see.hi, c1);
+    memset(to.o, 0, (size_t)(d * w) * sizeof(float));
+    for (int64_t i = 0; i < w; i++) {
+        to.top[i] = -INFINITY;
+        to.sum[i] = 0;
+    }
+    for (int64_t j = s0 / 2 * 2, e; j < s1; j = e) {
+        e = min64(s1, (j / ATTENTION_KEYS + 1) * ATTENTION_KEYS);
+        const int64_t m = e - j;
+        const struct block scores = {.depth = du, .a_row = du, .a_step = 1, .b_row = w, .c_row = w};
+        const struct block values = {.depth = words(type, m), .a_row = 1, .a_step = x->width, .b_row = w, .c_row = w};
+        need_keys(type, p, x, b, kv, j);
+        block_product(pairs, m, w, scores, packed_key(type, p, x, j), q, s, NULL);
+        if (j < see.all_lo || e > see.all_hi) hide(&see, j, m, w, -INFINITY, s);
+        weigh(type, m, w, p->scale, s, &to, keep);
+        block_product(pairs, d, w, values, packed_value(type, x, j), s, to.o, keep);
+    }
+}
+
+static void attend(const struct en_attention *p, int64_t b, int64_t kv, int64_t r, int64_t n, int64_t c0, int64_t c1,
+                   struct attention_keys *x, struct attention_sums to, float *work) {
+    if (p->type == EN_BF16)
+        attend_as(EN_BF16, p, b, kv, r, n, c0, c1, x, to, work);
+    else
+        attend_as(EN_F32, p, b, kv, r, n, c0, c1, x, to, work);
+}
+
+/* Normalise and write o and lse of rows [r, r + n). */
+static void finish_rows(const struct en_attention *p, int64_t b, int64_t kv, int64_t r, int64_t n,
                         struct attention_sums from) {
-    const int64_t group = attention_group(p);
-    for (int64_t r = 0; r < (t1 - t0) * group; r++) {
-        const int64_t t = t0 + r / group, head = kv * group + r % group;
-        float *o = (float *)p->o.data + b * p->o.batch + t * p->o.token + head * p->d;
-        for (int64_t i = 0; i < p->d; i++) o[i] = from.o[r * p->d + i] / from.sum[r];
-        p->lse[(b * p->h + head) * p->t + t] = from.most[r] + log_of(from.sum[r]);
+    const int64_t group = attention_group(p), w = whole_vectors(n);
+    void *row[ATTENTION_ROWS];
+    for (int64_t v = 0; v < w; v += VL) {
+        const vf sum = v_load(from.sum + v);
+        v_store(from.top + v, v_fma(v_load(from.top + v), v_set(log_2), v_log(sum)));
+        v_store(from.sum + v, v_div(v_set(1.0f), sum));
     }
+    query_rows(p, &p->o, b, kv, r, n, row);
+    if (p->type == EN_BF16)
+        unpack_columns(EN_BF16, p->d, n, row, from.o, w, from.sum);
+    else
+        unpack_columns(EN_F32, p->d, n, row, from.o, w, from.sum);
+    for (int64_t i = 0; i < n; i++)
+        p->lse[(b * p->h + kv * group + (r + i) % group) * p->t + (r + i) / group] = from.top[i];
 }
 
-struct attention_job {
-    const struct en_attention *p;
-    int64_t queries, blocks; /* of queries a block; blocks (or pieces of the keys) a kv head */
-    float *partial;          /* one query: (b, hkv, pieces) sums, each group·(d + 2) */
-    _Atomic int status;
-};
-
-static struct attention_sums sums_at(float *at, int64_t rows, int64_t d) {
-    return (struct attention_sums){.o = at, .most = at + rows * d, .sum = at + rows * d + rows};
-}
-
+/* Blocks of rows of a kv head, the last first: the latest have the most keys. */
 static void attention_task(void *context, int64_t begin, int64_t end) {
     struct attention_job *job = context;
     const struct en_attention *p = job->p;
-    const int64_t rows = job->queries * attention_group(p), d = p->d;
-    float *work = en_scratch(EN_SCRATCH_C, (size_t)(rows * (2 * d + 2 + ATTENTION_KEYS)) * sizeof(float));
+    const int64_t rows = attention_rows(p), most = min64(ATTENTION_ROWS, whole_vectors(rows));
+    float *work = en_scratch(EN_SCRATCH_C, (size_t)(attend_floats(p, most) + sums_floats(p, most)) * sizeof(float));
     if (!work) {
         job->status = EN_NO_MEMORY;
         return;
     }
     for (int64_t task = begin; task < end; task++) {
-        const int64_t head = task / job->blocks, b = head / p->hkv, kv = head % p->hkv, block = task % job->blocks;
-        const int64_t t0 = block * job->queries, t1 = min64(p->t, t0 + job->queries);
+        const int64_t head = task % job->heads, b = head / p->hkv, kv = head % p->hkv;
+        const int64_t chunk = job->chunks - 1 - task / job->heads;
+        const int64_t first = cut(job->blocks, job->chunks, chunk), last = cut(job->blocks, job->chunks, chunk + 1);
         int64_t s0, s1;
-        attention_span(p, b, t0, t1, &s0, &s1);
-        struct attention_sums sums = sums_at(work, rows, d);
-        en_status status = attend(p, b, kv, t0, t1, s0, s1, sums, work + rows * (d + 2));
-        if (status != EN_OK)
-            job->status = status;
-        else
-            finish_rows(p, b, kv, t0, t1, sums);
+        span_of(p, b, first * ATTENTION_ROWS, min64(rows, last * ATTENTION_ROWS), &s0, &s1);
+        void *space = en_scratch(EN_SCRATCH_A, keys_bytes(p, s1 - s0));
+        if (!space) {
+            job->status = EN_NO_MEMORY;
+            return;
+        }
+        struct attention_keys keys = no_keys(p, s0, s1, space);
+        for (int64_t block = last - 1; block >= first; block--) {
+            const int64_t r = block * ATTENTION_ROWS, n = min64(ATTENTION_ROWS, rows - r);
+            struct attention_sums sums = sums_at(p, work + attend_floats(p, most), whole_vectors(n));
+            attend(p, b, kv, r, n, 0, p->s, &keys, sums, work);
+            finish_rows(p, b, kv, r, n, sums);
+        }
     }
 }
 
-/* One query, many keys: pieces of the keys, then their sums together, in order. */
+/* One block of rows, many keys: a piece of the keys. */
 static void attention_piece(void *context, int64_t begin, int64_t end) {
     struct attention_job *job = context;
     const struct en_attention *p = job->p;
-    const int64_t rows = attention_group(p), d = p->d;
-    float *work = en_scratch(EN_SCRATCH_C, (size_t)(rows * (d + ATTENTION_KEYS)) * sizeof(float));
-    if (!work) {
+    const int64_t n = attention_rows(p), w = whole_vectors(n);
+    float *work = en_scratch(EN_SCRATCH_C, (size_t)attend_floats(p, w) * sizeof(float));
+    void *space = en_scratch(EN_SCRATCH_A, keys_bytes(p, ATTENTION_PIECE));
+    if (!work || !space) {
         job->status = EN_NO_MEMORY;
         return;
     }
     for (int64_t task = begin; task < end; task++) {
-        const int64_t head = task / job->blocks, b = head / p->hkv, kv = head % p->hkv, piece = task % job->blocks;
-        int64_t s0, s1;
-        attention_range(p, b, 0, &s0, &s1);
-        s0 = max64(s0, piece * ATTENTION_PIECE);
-        s1 = min64(s1, (piece + 1) * ATTENTION_PIECE);
-        en_status status = attend(p, b, kv, 0, 1, s0, s1, sums_at(job->partial + task * rows * (d + 2), rows, d), work);
-        if (status != EN_OK) job->status = status;
+        const int64_t head = task / job->chunks, s0 = task % job->chunks * ATTENTION_PIECE;
+        struct attention_keys keys = no_keys(p, s0, s0 + ATTENTION_PIECE, space);
+        attend(p, head / p->hkv, head % p->hkv, 0, n, s0, s0 + ATTENTION_PIECE, &keys,
+               sums_at(p, job->partial + task * sums_floats(p, w), w), work);
     }
 }
 
 static void merge_pieces(const struct attention_job *job, int64_t head) {
     const struct en_attention *p = job->p;
-    const int64_t rows = attention_group(p), d = p->d, size = rows * (d + 2);
-    float *at = job->partial + head * job->blocks * size;
-    struct attention_sums to = sums_at(at, rows, d);
-    for (int64_t piece = 1; piece < job->blocks; piece++) {
-        const struct attention_sums from = sums_at(at + piece * size, rows, d);
-        for (int64_t r = 0; r < rows; r++) {
-            if (from.sum[r] == 0) continue; /* saw no key */
-            const float most = to.most[r] > from.most[r] ? to.most[r] : from.most[r];
-            const float x = to.sum[r] == 0 ? 0 : exp_of(to.most[r] - most), y = exp_of(from.most[r] - most);
-            for (int64_t i = 0; i < d; i++) to.o[r * d + i] = to.o[r * d + i] * x + from.o[r * d + i] * y;
-            to.sum[r] = to.sum[r] * x + from.sum[r] * y;
-            to.most[r] = most;
+    const int64_t n = attention_rows(p), w = whole_vectors(n), size = sums_floats(p, w);
+    float *at = job->partial + head * job->chunks * size;
+    const struct attention_sums to = sums_at(p, at, w);
+    for (int64_t piece = 1; piece < job->chunks; piece++) {
+        const struct attention_sums from = sums_at(p, at + piece * size, w);
+        for (int64_t v = 0; v < w; v += VL) {
+            const vf a = v_load(to.top + v), b = v_load(from.top + v), top = v_max(a, b);
+            const vf shift = v_select(v_eq(top, v_set(-INFINITY)), v_zero(), top);
+            const vf x = v_exp2(v_sub(a, shift)), y = v_exp2(v_sub(b, shift));
+            for (int64_t i = v; i < p->d * w; i += w)
+                v_store(to.o + i, v_fma(v_load(to.o + i), x, v_mul(v_load(from.o + i), y)));
+            v_store(to.sum + v, v_fma(v_load(to.sum + v), x, v_mul(v_load(from.sum + v), y)));
+            v_store(to.top + v, top);
         }
     }
-    finish_rows(p, head / p->hkv, head % p->hkv, 0, 1, to);
-}
-
-static int64_t attention_threads(const struct en_attention *p) {
-    return gemm_threads(2.0 * (double)p->b * (double)p->h * (double)p->t * (double)p->s * (double)p->d);
+    finish_rows(p, head / p->hkv, head % p->hkv, 0, n, to);
 }
 
 static en_status attention(const struct en_attention *p) {
-    struct attention_job job = {.p = p, .status = EN_OK};
-    const int64_t heads = p->b * p->hkv, rows = attention_group(p);
-    if (heads == 0 || p->t == 0) return EN_OK;
-    if (p->t > 1 || p->s <= ATTENTION_PIECE) {
-        job.queries = attention_queries(p);
-        job.blocks = ceil_div(p->t, job.queries);
-        en_parallel_tasks(heads * job.blocks, attention_threads(p), attention_task, &job);
+    struct attention_job job = {.p = p, .heads = p->b * p->hkv, .status = EN_OK};
+    const int64_t rows = attention_rows(p), threads = min64(attention_threads(p), en_get_threads());
+    if (job.heads == 0 || p->t == 0) return EN_OK;
+#ifdef EN_UNPACKED_ATTENTION
+    if (p->type == EN_F32) return unpacked_attention(p);
+#endif
+    if (rows > ATTENTION_ROWS || p->s <= ATTENTION_PIECE) {
+        job.blocks = ceil_div(rows, ATTENTION_ROWS);
+        job.chunks = threads == 1 ? 1 : min64(job.blocks, ceil_div(4 * threads, job.heads));
+        en_parallel_tasks(job.heads * job.chunks, threads, attention_task, &job);
         return (en_status)job.status;
     }
-    job.blocks = ceil_div(p->s, ATTENTION_PIECE);
-    job.partial = en_alloc((size_t)(heads * job.blocks * rows * (p->d + 2)) * sizeof(float));
+    job.chunks = ceil_div(p->s, ATTENTION_PIECE);
+    job.partial = en_alloc((size_t)(job.heads * job.chunks * sums_floats(p, whole_vectors(rows))) * sizeof(float));
     if (!job.partial) return EN_NO_MEMORY;
-    en_parallel_tasks(heads * job.blocks, attention_threads(p), attention_piece, &job);
+    en_parallel_tasks(job.heads * job.chunks, threads, attention_piece, &job);
     if (job.status == EN_OK)
-        for (int64_t head = 0; head < heads; head++) merge_pieces(&job, head);
+        for (int64_t head = 0; head < job.heads; head++) merge_pieces(&job, head);
     en_free(job.partial);
-    return (en_status)job.status;
-}
-
-/* ---- backward ----
- *
- * With P = e^(S - lse) and D = rowsum(g ∘ o):  dV = Pᵀ·g,  dS = P ∘ (g·Vᵀ - D),  dQ = scale · dS·K,  dK = dSᵀ·(scale · Q).
- * One task owns a kv head of one batch, so that dK and dV have one writer and one order.
- */
-
-/* Block of queries [t0, t1), rows of them in work: q, g, dq (rows,d), s, ds (rows,keys), shift, dot (rows,). */
-static en_status attention_backward_block(const struct en_attention *p, int64_t b, int64_t kv, int64_t t0, int64_t t1,
-                                          float *work) {
-    const int64_t group = attention_group(p), d = p->d, rows = (t1 - t0) * group;
-    const float *k = (const float *)p->k.data + b * p->k.batch + kv * d;
-    const float *v = (const float *)p->v.data + b * p->v.batch + kv * d;
-    float *dk = (float *)p->dk.data + b * p->dk.batch + kv * d;
-    float *dv = (float *)p->dv.data + b * p->dv.batch + kv * d;
-    float *q = work, *g = q + rows * d, *dq = g + rows * d, *dot = dq + rows * d, *shift = dot + rows;
-    float *weights = shift + rows, *ds = weights + rows * ATTENTION_KEYS;
-    int64_t s0, s1;
-    attention_span(p, b, t0, t1, &s0, &s1);
-    gather_rows(p, p->o, b, kv, t0, t1, 1.0f, q); /* o, until D is known */
-    gather_rows(p, p->g, b, kv, t0, t1, 1.0f, g);
-    for (int64_t r = 0; r < rows; r++) {
-        dot[r] = (float)vd_sum(add_product_to(vd_zero(), d, q + r * d, g + r * d));
-        shift[r] = p->lse[(b * p->h + kv * group + r % group) * p->t + t0 + r / group];
-    }
-    gather_rows(p, p->q, b, kv, t0, t1, p->scale, q);
-    memset(dq, 0, (size_t)(rows * d) * sizeof(float));
-    for (int64_t j = s0; j < s1; j += ATTENTION_KEYS) {
-        const int64_t n = min64(ATTENTION_KEYS, s1 - j);
-        const float *kj = k + j * p->k.token, *vj = v + j * p->v.token;
-        en_status status = product(rows, n, d, q, d, 1, kj, 1, p->k.token, weights, n, 0);
-        if (status == EN_OK) status = product(rows, n, d, g, d, 1, vj, 1, p->v.token, ds, n, 0);
-        if (status != EN_OK) return status;
-        for (int64_t r = 0; r < rows; r++) {
-            float *w = weights + r * n, *x = ds + r * n;
-            int64_t lo, hi;
-            attention_range(p, b, t0 + r / group, &lo, &hi);
-            lo = min64(max64(lo - j, 0), n);
-            hi = max64(min64(hi - j, n), lo);
-            row_exp(hi - lo, w + lo, shift[r]);
-            for (int64_t i = lo; i < hi; i++) x[i] = w[i] * (x[i] - dot[r]);
-            for (float *row = w; row; row = row == w ? x : NULL) {
-                memset(row, 0, (size_t)lo * sizeof(float));
-                memset(row + hi, 0, (size_t)(n - hi) * sizeof(float));
-            }
-        }
-        status = product(n, d, rows, weights, 1, n, g, d, 1, dv + j * p->dv.token, p->dv.token, 1);
-        if (status == EN_OK) status = product(n, d, rows, ds, 1, n, q, d, 1, dk + j * p->dk.token, p->dk.token, 1);
-        if (status == EN_OK) status = product(rows, d, n, ds, n, 1, kj, p->k.token, 1, dq, d, 1);
-        if (status != EN_OK) return status;
-    }
-    scatter_rows(p, dq, b, kv, t0, t1, p->scale, p->dq);
-    return EN_OK;
-}
-
-static void attention_backward_task(void *context, int64_t begin, int64_t end) {
-    struct attention_job *job = context;
-    const struct en_attention *p = job->p;
-    const int64_t rows = job->queries * attention_group(p);
-    float *work = en_scratch(EN_SCRATCH_C, (size_t)(rows * (3 * p->d + 2 + 2 * ATTENTION_KEYS)) * sizeof(float));
-    if (!work) {
-        job->status = EN_NO_MEMORY;
-        return;
-    }
-    for (int64_t head = begin; head < end; head++) {
-        const int64_t b = head / p->hkv, kv = head % p->hkv;
-        for (int64_t j = 0; j < p->s; j++) {
-            memset((float *)p->dk.data + b * p->dk.batch + j * p->dk.token + kv * p->d, 0, (size_t)p->d * sizeof(float));
-            memset((float *)p->dv.data + b * p->dv.batch + j * p->dv.token + kv * p->d, 0, (size_t)p->d * sizeof(float));
-        }
-        for (int64_t t0 = 0; t0 < p->t; t0 += job->queries) {
-            en_status status = attention_backward_block(p, b, kv, t0, min64(p->t, t0 + job->queries), work);
-            if (status != EN_OK) job->status = status;
-        }
-    }
-}
-
-static en_status attention_backward(const struct en_attention *p) {
-    struct attention_job job = {.p = p, .status = EN_OK};
-    job.queries = attention_queries(p);
-    en_parallel_tasks(p->b * p->hkv, attention_threads(p), attention_backward_task, &job);
     return (en_status)job.status;
 }
 

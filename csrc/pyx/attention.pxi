@@ -98,9 +98,6 @@ def attention(q, k, v, double scale, bint causal=True, int64_t window=0, starts=
     cdef str op = "attention"
     cdef cnp.ndarray aq = heads(q, op, "q", &p.type)
     cdef cnp.ndarray ak = heads_like(k, aq, op, "k"), av = heads_like(v, aq, op, "v")
-    if p.type == EN_BF16:
-        o, lse = attention(widened(aq), widened(ak), widened(av), scale, causal, window, starts)
-        return convert(o, aq.dtype), lse
     cdef cnp.ndarray first = describe_attention(&p, aq, ak, av, scale, causal, window, starts, op)
     cdef cnp.ndarray ao = empty(shape_of(aq), cnp.PyArray_TYPE(aq), op)
     cdef cnp.ndarray al = empty((p.b, p.h, p.t), cnp.NPY_FLOAT32, op)
@@ -133,12 +130,6 @@ def attention_backward(g, q, k, v, o, lse, double scale, bint causal=True, int64
         into = [empty(shape_of(x), cnp.PyArray_TYPE(aq), op) for x in (aq, ak, av)]
     x, y, z = into
     dq, dk, dv = heads_into(x, aq, op, "dq"), heads_into(y, ak, op, "dk"), heads_into(z, av, op, "dv")
-    if p.type == EN_BF16:
-        wide = attention_backward(widened(ag), widened(aq), widened(ak), widened(av), widened(ao), al, scale, causal,
-                                  window, starts)
-        for to, x in zip((dq, dk, dv), wide, strict=True):
-            to[...] = convert(x, aq.dtype)
-        return dq, dk, dv
     p.g, p.o, p.lse = heads_at(ag), heads_at(ao), floats(al)
     p.dq, p.dk, p.dv = heads_at(dq), heads_at(dk), heads_at(dv)
     cdef en_status status
@@ -147,6 +138,3 @@ def attention_backward(g, q, k, v, o, lse, double scale, bint causal=True, int64
     check(status, op)
     return dq, dk, dv
 
-
-cdef object widened(cnp.ndarray x):
-    return convert(np.array(x, order="C"), np.float32)
