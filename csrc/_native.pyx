@@ -379,6 +379,33 @@ def buffer(shape, dtype=np.float32):
     return empty(tuple(shape), cnp.PyArray_TYPE(model), "buffer")
 
 
+def joined(arrays):
+    """Arrays one below the other as one read-only view, where they are consecutive rows of one array's memory; or None."""
+    cdef cnp.ndarray first = plain(arrays[0], "joined", "arrays[0]"), last = first, a
+    cdef int nd = cnp.PyArray_NDIM(first), i
+    cdef cnp.npy_intp shape[EN_MAX_DIMS]
+    if not 1 <= nd <= EN_MAX_DIMS:
+        return None
+    for i in range(nd):
+        shape[i] = cnp.PyArray_DIM(first, i)
+    for x in arrays[1:]:
+        a = plain(x, "joined", "arrays")
+        if (cnp.PyArray_NDIM(a) != nd or cnp.PyArray_TYPE(a) != cnp.PyArray_TYPE(first) or (<object>a).base is None
+                or (<object>a).base is not (<object>first).base
+                or <char *>cnp.PyArray_DATA(a)
+                != <char *>cnp.PyArray_DATA(last) + cnp.PyArray_DIM(last, 0) * cnp.PyArray_STRIDE(last, 0)):
+            return None
+        for i in range(nd):
+            if cnp.PyArray_STRIDE(a, i) != cnp.PyArray_STRIDE(first, i) or (i and cnp.PyArray_DIM(a, i) != shape[i]):
+                return None
+        shape[0] += cnp.PyArray_DIM(a, 0)
+        last = a
+    cdef cnp.ndarray view = cnp.PyArray_New(np.ndarray, nd, shape, cnp.PyArray_TYPE(first), cnp.PyArray_STRIDES(first),
+                                            cnp.PyArray_DATA(first), 0, 0, first)
+    cnp.set_array_base(view, first)
+    return view
+
+
 cdef cnp.ndarray plain(object x, str op, str name):
     """x as an array of NumPy's own class: a subclass may say anything of its shape."""
     if not cnp.PyArray_Check(x):

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
-from numpy.lib.stride_tricks import as_strided
 
 from entrenar.backend import cpu
 from entrenar.errors import DTypeError, ShapeError, UsageError
@@ -220,29 +218,12 @@ def _bias(part: Part) -> Array:
 
 def _follows(b: Tensor, a: Tensor) -> bool:
     """Whether b's rows lie right behind a's in one array, and both are trainable or neither."""
-    return a.requires_grad == b.requires_grad and _adjacent(a.data, b.data)
-
-
-def _adjacent(a: Array, b: Array) -> bool:
-    return (
-        a.base is not None
-        and a.base is b.base
-        and a.dtype == b.dtype
-        and a.strides == b.strides
-        and a.shape[1:] == b.shape[1:]
-        and _address(b) == _address(a) + len(a) * a.strides[0]
-    )
-
-
-def _address(a: Array) -> int:
-    return int(a.__array_interface__["data"][0])
+    return a.requires_grad == b.requires_grad and cpu.joined((a.data, b.data)) is not None
 
 
 def _as_one(arrays: list[Array]) -> Array:
     """Arrays below each other as one: a view where they are consecutive rows of one array, else a copy."""
-    first = arrays[0]
     if len(arrays) == 1:
-        return first
-    if all(_adjacent(a, b) for a, b in pairwise(arrays)):
-        return as_strided(first, (sum(map(len, arrays)), *first.shape[1:]), first.strides)
-    return np.concatenate(arrays)
+        return arrays[0]
+    view = cpu.joined(arrays)
+    return np.concatenate(arrays) if view is None else view

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 from kernels.checks import floats
@@ -213,3 +214,28 @@ def test_encodings_take_whole_blocks_of_bytes(name: str) -> None:
     for raw in (np.zeros(144, np.int8), np.zeros(144, np.uint8).tolist(), np.zeros(144, object)):
         with pytest.raises(DTypeError, match=r"uint8|array"):
             _native.dequantize(name, raw)
+
+
+def test_buffers_are_aligned_and_of_the_types_that_kernels_know() -> None:
+    for dtype in (np.float32, np.float16, ml_dtypes.bfloat16):
+        x = _native.buffer([3, 5], dtype)
+        assert (x.shape, x.dtype, x.flags.c_contiguous, x.flags.writeable) == ((3, 5), dtype, True, True)
+        assert x.ctypes.data % 64 == 0
+    with pytest.raises(DTypeError, match="buffer: dtype"):
+        _native.buffer((3,), np.float64)
+
+
+def test_joined_arrays_are_a_view_that_keeps_their_memory_and_is_not_written() -> None:
+    whole = floats(1, 9, 4)
+    expected = whole.copy()
+    view = _native.joined([whole[:4], whole[4:5], whole[5:]])
+    assert np.shares_memory(view, whole)
+    assert not view.flags.writeable
+    del whole
+    np.testing.assert_array_equal(view, expected)
+    x = floats(1, 6)
+    np.testing.assert_array_equal(_native.joined([x[1:3], x[3:]]), x[1:])
+    for apart in ([x[:2], x[3:]], [x, x], [x[:2], x[2:].copy()], [np.array(1.0), np.array(1.0)]):
+        assert _native.joined(apart) is None
+    with pytest.raises(DTypeError, match="NumPy array"):
+        _native.joined([x, [1.0]])

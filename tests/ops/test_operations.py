@@ -287,6 +287,32 @@ ERRORS: list[tuple[type[EntrenarError], str, Callable[[], object]]] = [
     (DataError, r"label 5 is outside 0 … 4", lambda: ops.cross_entropy(zeros(2, 5), [0, 5])),
     (DataError, r"label -1 ", lambda: ops.cross_entropy(zeros(2, 5), [0, -1])),
     (DataError, r"all 2 labels are -100", lambda: ops.cross_entropy(zeros(2, 5), [-100, -100])),
+    *[
+        (error, message, lambda call=call: call(zeros(2, 4), ops.Part(zeros(3, 4))))
+        for error, message, call in (
+            (UsageError, r"projection: 0 parts; give 1 to 4", lambda x, p: ops.projection(x, [])),
+            (UsageError, r"projection: 5 parts", lambda x, p: ops.projection(x, [p] * 5)),
+            (UsageError, r"projection: the input is normed or gated", lambda x, p: ops.projection(
+                x, [p], norm=(zeros(4), 1e-6), gated=True)),
+            (UsageError, r"projection: dropout=1.0", lambda x, p: ops.projection(x, [p], dropout=1.0)),
+            (ShapeError, r"a weight \(3, 4\) for an input \(..., 2\)", lambda x, p: ops.projection(x, [p], gated=True)),
+            (ShapeError, r"x \(2, 3\); needed is \(..., 2·in\)", lambda x, p: ops.projection(
+                zeros(2, 3), [p], gated=True)),
+            (ShapeError, r"projection: residual \(2, 4\) for a result \(2, 3\)", lambda x, p: ops.projection(
+                x, [p], residual=x)),
+            (ShapeError, r"projection: norm weight \(3,\) for x \(2, 4\)", lambda x, p: ops.projection(
+                x, [p], norm=(zeros(3), 1e-6))),
+            (ShapeError, r"rope_attention: qkv \(1, 2, 7\) with 2 heads on 1", lambda x, p: ops.rope_attention(
+                zeros(1, 2, 7), 2, 1, [[1.0]] * 2, [[0.0]] * 2, 1.0)),
+            (ShapeError, r"rope_attention: x \(1, 2, 4, 2\), cos \(3, 1\)", lambda x, p: ops.rope_attention(
+                zeros(1, 2, 8), 2, 1, [[1.0]] * 3, [[0.0]] * 3, 1.0)),
+            (ShapeError, r"linear_cross_entropy: labels \(3,\) for rows \(2,\)", lambda x, p: ops.linear_cross_entropy(
+                x, p, [0, 1, 2])),
+            (DataError, r"linear_cross_entropy: label 3 is outside 0 … 2", lambda x, p: ops.linear_cross_entropy(
+                x, p, [0, 3])),
+            (DataError, r"linear_cross_entropy: all 2 labels", lambda x, p: ops.linear_cross_entropy(x, p, [-100] * 2)),
+        )
+    ],
     (UsageError, r"denominator 0", lambda: ops.cross_entropy(zeros(2, 5), [0, 1], denominator=0)),
 ]
 
