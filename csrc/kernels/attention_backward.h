@@ -9,6 +9,8 @@
  * kv head where there are few of them; they hold about equal work, and their number depends on shapes alone. Sums of dK
  * and dV then add up in the order of the chunks.
  *
+ * A NaN in a row of g or o reaches the keys of its block, for the reason that one in V does in the forward.
+ *
  * bf16 arrays: where the level multiplies bf16, P and dS are rounded to it; sums are f32 and rounded once, at the end.
  */
 #ifndef EN_ATTENTION_BACKWARD_H
