@@ -86,6 +86,21 @@ cdef cnp.ndarray describe_attention(en_attention *p, cnp.ndarray q, cnp.ndarray 
     return first
 
 
+cdef double scores_of(const en_attention *p) noexcept:
+    """How many scores the mask leaves, of all heads; counted while calls are recorded."""
+    cdef double total = 0
+    cdef int64_t i, position, lo
+    if not en_profiling:
+        return 0
+    for i in range(p.b * p.t):
+        position = i % p.t + p.s - p.t
+        lo = max(0, position - p.window + 1) if p.window > 0 else 0
+        if p.starts != NULL:
+            lo = max(lo, p.starts[i])
+        total += (position + 1 if p.causal else p.s) - lo
+    return total * p.h
+
+
 def attention(q, k, v, double scale, bint causal=True, int64_t window=0, starts=None):
     """(o, lse): softmax(scale·q·kᵀ + mask)·v (B, T, H, D) of q's type, and the log-sum-exp of the scores (B, H, T) f32.
 
@@ -105,7 +120,8 @@ def attention(q, k, v, double scale, bint causal=True, int64_t window=0, starts=
     cdef en_status status
     with nogil:
         status = table.attention(&p)
-    check(status, op)
+    check(status, op, 4 * scores_of(&p) * p.d, bytes_of(aq) + bytes_of(ak) + bytes_of(av) + bytes_of(ao) + bytes_of(al),
+          EN_BF16 if p.type == EN_BF16 and table.fast_bf16 else EN_F32, p.b * p.t * p.h, p.s, p.d)
     return ao, al
 
 
@@ -135,6 +151,7 @@ def attention_backward(g, q, k, v, o, lse, double scale, bint causal=True, int64
     cdef en_status status
     with nogil:
         status = table.attention_backward(&p)
-    check(status, op)
+    check(status, op, 10 * scores_of(&p) * p.d, 3 * bytes_of(aq) + 2 * bytes_of(ak) + 2 * bytes_of(av) + bytes_of(ao) +
+          bytes_of(al), EN_BF16 if p.type == EN_BF16 and table.fast_bf16 else EN_F32, p.b * p.t * p.h, p.s, p.d)
     return dq, dk, dv
 

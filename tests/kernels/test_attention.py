@@ -336,3 +336,18 @@ def test_what_is_not_finite_stays_in_the_rows_that_see_it_backwards(isa):
             assert np.array_equal(x[:, 128:], y[:, 128:])  # keys that no row of its block sees
         assert np.isnan(dq[0, 70].astype(np.float32)).all()
         assert np.isnan(dv[0, :71, 0, 3].astype(np.float32)).all()
+
+
+def test_its_work_is_that_of_the_scores_it_needs():
+    rng = np.random.default_rng(12)
+    q, k, v = draw(rng, BF16, (2, 5, 4, 8), (2, 9, 2, 8), (2, 9, 2, 8))
+    for causal, window, starts in ((True, 0, None), (False, 3, None), (True, 4, np.arange(10).reshape(2, 5) // 3)):
+        scores = 4 * mask(2, 5, 9, causal, window, starts).sum()
+        cpu.profile_start()
+        o, lse = cpu.attention(q, k, v, 1.0, causal, window, starts)
+        cpu.attention_backward(o, q, k, v, o, lse, 1.0, causal, window, starts)
+        (forward, backward), _ = cpu.profile_stop()
+        heads, keys, sums = 2 * 2 * 5 * 4 * 8, 2 * 2 * 9 * 2 * 8, 4 * 2 * 5 * 4
+        assert forward[3:5] == (4 * scores * 8, 2 * heads + 2 * keys + sums)
+        assert backward[3:5] == (10 * scores * 8, 4 * heads + 4 * keys + sums)
+        assert forward[5] == backward[5] == ("bf16" if cpu.fast_bf16() else "f32")
