@@ -52,8 +52,8 @@ mutants: build  ## mutation tests on the modules named in pyproject.toml (long)
 deny-check: build  ## dependencies and licences against the allow-list; no forbidden import
 	@$(BIN)/python tests/deny_check.py
 
-bench: build  ## run every script of bench/
-	@for script in bench/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+bench: build  ## measure kernels and steps, with PEER=python also PyTorch's stack; stored in bench/results/
+	@$(BIN)/python bench/run.py $(if $(PEER),--peer $(PEER))
 
 docs: build  ## check the pages: links lead somewhere, code blocks compile, commands and flags exist
 	@$(PYTEST) -q tests/test_docs.py

@@ -1,74 +1,66 @@
-"""One LoRA training step of a preset, with random weights of the real shape: tokens a second and peak memory.
+"""Whole training steps, each in a process of its own (`entrenar bench step`).
 
-    python bench/step.py --preset llama-124m --batch-size 2 --seq-len 256 --rank 16 --steps 5 [--json]
+    python bench/step.py [NAME ...] [--steps 8] [--json]
 
-The loss is checked first: random weights must give about the logarithm of the vocabulary. The first step, which makes
-the optimizer's state, is not counted.
+WORK names them all and says what runs. ENTRENAR_ISA and ENTRENAR_THREADS hold it to a level or a
+number of threads.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
-import resource
-import statistics
-import time
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import Any
 
-import numpy as np
+QWEN = ("--preset", "qwen2.5-0.5b", "--batch-size", "2", "--seq-len", "512", "--rank", "16")
+LLAMA = ("--preset", "llama-124m", "--batch-size", "2", "--seq-len", "512", "--full")
 
-import entrenar as en
-from entrenar import backend
-
-
-def measure(preset: str, batch_size: int, seq_len: int, rank: int, steps: int) -> dict[str, object]:
-    """Median over `steps` steps of forward, backward and optimizer."""
-    config = en.ModelConfig.preset(preset)
-    model = en.CausalLM.from_config(config).add_lora(
-        en.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear")
-    )
-    optimizer = en.optim.AdamW(model.named_parameters(), lr=1e-4)
-    ids = np.random.default_rng(0).integers(0, config.vocab_size, (batch_size, seq_len))
-    seconds = []
-    for step in range(steps + 1):
-        began = time.perf_counter()
-        loss = model.loss(ids)
-        if step == 0 and abs(loss.item() - math.log(config.vocab_size)) > 0.5:
-            raise SystemExit(f"the loss of random weights is {loss.item()}, not ln({config.vocab_size})")
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        seconds.append(time.perf_counter() - began)
-    median = statistics.median(seconds[1:])
-    return {
-        "preset": preset,
-        "batch_size": batch_size,
-        "seq_len": seq_len,
-        "rank": rank,
-        "isa": backend.isa(),
-        "threads": backend.get_num_threads(),
-        "cpu": backend.cpu_info()["model"],
-        "seconds_per_step": round(median, 4),
-        "tokens_per_second": round(batch_size * seq_len / median, 1),
-        "peak_rss_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3),
-    }
+# name -> (what it is, flags of `entrenar bench step`, environment)
+WORK: dict[str, tuple[str, tuple[str, ...], dict[str, str]]] = {
+    "lora-0.5b": ("LoRA, rank 16 on all linear layers, Qwen2.5-0.5B, 2 x 512 tokens", QWEN, {}),
+    "lora-0.5b-1t": ("the same on one thread", QWEN, {"ENTRENAR_THREADS": "1"}),
+    "lora-0.5b-avx2": ("the same with AVX2", (*QWEN, "--dtype", "bf16"), {"ENTRENAR_ISA": "avx2"}),
+    "full-124m": ("all weights, Llama of 124M, 2 x 512 tokens", LLAMA, {}),
+}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", default="llama-124m")
-    parser.add_argument("--batch-size", type=int, default=2)
-    parser.add_argument("--seq-len", type=int, default=256)
-    parser.add_argument("--rank", type=int, default=16)
-    parser.add_argument("--steps", type=int, default=5)
-    parser.add_argument("--json", action="store_true")
+def measure(name: str, steps: int, flags: Sequence[str] = ()) -> dict[str, Any]:
+    """What `entrenar bench step --json` says of a work."""
+    _, own, environment = WORK[name]
+    command = [sys.executable, "-m", "entrenar.cli", "bench", "step", *own, *flags, "--steps", str(steps), "--json"]
+    done = subprocess.run(command, env={**os.environ, **environment}, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise SystemExit(f"{name}: exit code {done.returncode}")
+    return dict(json.loads(done.stdout))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(WORK))
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--json", action="store_true", help="print one JSON object, by name")
     args = parser.parse_args()
-    result = measure(args.preset, args.batch_size, args.seq_len, args.rank, args.steps)
+    unknown = [name for name in args.names if name not in WORK]
+    if unknown:
+        parser.error(f"no work {unknown[0]}; it is one of {', '.join(WORK)}")
+    results = {}
+    for name in args.names or WORK:
+        results[name] = found = measure(name, args.steps)
+        low, high = found["tokens_per_second_range"]
+        line = (
+            f"{name:15} {found['isa']}, {found['threads']} threads: {found['tokens_per_second']:8.1f} tokens/s "
+            f"({low:.1f} to {high:.1f}), {found['tflops']:.3f} TFLOP/s, {found['share_of_peak']:.1%} of peak, "
+            f"{found['peak_rss_gb']:.2f} GiB"
+        )
+        print(line, file=sys.stderr if args.json else sys.stdout, flush=True)
     if args.json:
-        print(json.dumps(result))
-    else:
-        print("\n".join(f"{key:18s} {value}" for key, value in result.items()))
+        print(json.dumps(results))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

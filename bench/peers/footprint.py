@@ -45,7 +45,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer", required=True, help="a Python with torch, transformers and peft")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", action="store_true", help="print one JSON object: entrenar's figure, the peer's")
     args = parser.parse_args()
+    figures: dict[str, list[float]] = {"installed, with all that is required": [], "import": []}
     pythons = {"entrenar": sys.executable, "peer": args.peer}
     with tempfile.TemporaryDirectory() as empty:  # neither may import from the checkout
         for side, (distributions, statement) in SIDES.items():
@@ -60,7 +62,12 @@ def main() -> None:
                                env={**os.environ, "HF_HUB_OFFLINE": "1"})  # fmt: skip
                 seconds.append(time.perf_counter() - began)
             median = statistics.median(seconds[1:])
-            print(f"{side:9s} {count:3d} distributions, {megabytes:7.1f} MB installed, import {median:.2f} s")
+            for column, figure in zip(figures.values(), (megabytes, median), strict=True):
+                column.append(figure)
+            text = f"{side:9s} {count:3d} distributions, {megabytes:7.1f} MB installed, import {median:.2f} s"
+            print(text, file=sys.stderr if args.json else sys.stdout)
+    if args.json:
+        print(json.dumps(figures))
 
 
 if __name__ == "__main__":
