@@ -70,12 +70,24 @@ WORD vf v_load_bf16_n(const uint16_t *p, int64_t n) {
 WORD vf v_load_f16_n(const uint16_t *p, int64_t n) {
     return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first_lanes(n), p));
 }
-WORD void v_store_bf16_n(uint16_t *p, vf a, int64_t n) {
+WORD __m256i round_to_bf16(vf a) {
     vi u = v_bits(a);
     vi even = vi_add(vi_add(u, vi_set(0x7fff)), vi_and(vi_shr(u, 16), vi_set(1)));
     vi r = _mm512_mask_mov_epi32(even, v_nan(a), vi_or(u, vi_set(0x400000))); /* a NaN stays one */
-    _mm256_mask_storeu_epi16(p, first_lanes(n), _mm512_cvtepi32_epi16(vi_shr(r, 16)));
+    return _mm512_cvtepi32_epi16(vi_shr(r, 16));
 }
+#ifdef EN_BF16_DOT
+/* The instruction for it gives the same bits, but takes denormals for zero: a vector with one goes the long way. */
+WORD void v_store_bf16_n(uint16_t *p, vf a, int64_t n) {
+    __m256i r = (__m256i)_mm512_cvtneps_pbh(a);
+    if (__builtin_expect(_mm512_fpclass_ps_mask(a, 0x20) != 0, 0)) r = round_to_bf16(a);
+    _mm256_mask_storeu_epi16(p, first_lanes(n), r);
+}
+#else
+WORD void v_store_bf16_n(uint16_t *p, vf a, int64_t n) {
+    _mm256_mask_storeu_epi16(p, first_lanes(n), round_to_bf16(a));
+}
+#endif
 WORD void v_store_f16_n(uint16_t *p, vf a, int64_t n) {
     _mm256_mask_storeu_epi16(p, first_lanes(n), _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }

@@ -1,7 +1,5 @@
-/* Rows of 32-bit floats from and to bf16 and f16 bit patterns; narrowing rounds to nearest even, NaN stays NaN.
- *
- * The rounding to bf16 is integer arithmetic at every level. The instruction for it (vcvtneps2bf16) takes denormals for
- * zero, whatever the thread's mode is, and would make a result depend on the level. */
+/* Rows of 32-bit floats from and to bf16 and f16 bit patterns; narrowing rounds to nearest even, NaN stays NaN,
+ * denormals count, with the same bits at every level. */
 #ifndef EN_CONVERT_H
 #define EN_CONVERT_H
 

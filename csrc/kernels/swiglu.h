@@ -26,20 +26,37 @@ WORD struct swiglu_piece swiglu_at(enum en_dtype type, const struct en_swiglu *p
     };
 }
 
-WORD void swiglu_lanes(enum en_dtype type, const struct swiglu_piece *p, int64_t i, int64_t n) {
-    vf gate = load_as(type, p->gate, i, n), up = load_as(type, p->up, i, n);
-    store_as(type, p->h, i, v_mul(v_silu(gate), up), n);
+/* The kernels below take k vectors from lane i on, the last one's first n lanes. */
+
+WORD void swiglu_lanes(enum en_dtype type, const int k, const struct swiglu_piece *p, int64_t i, int64_t n) {
+    vf gate[EXP_GROUP], e[EXP_GROUP];
+#pragma GCC unroll 8
+    for (int v = 0; v < k; v++) e[v] = v_neg(v_abs(gate[v] = load_as(type, p->gate, i + v * VL, n)));
+    v_exp_each(k, e);
+#pragma GCC unroll 8
+    for (int v = 0; v < k; v++) {
+        vf silu = v_mul(gate[v], v_sigmoid_of(gate[v], e[v]));
+        store_as(type, p->h, i + v * VL, v_mul(silu, load_as(type, p->up, i + v * VL, n)), n);
+    }
 }
 
 /* dgate = g·up·silu'(gate), dup = g·silu(gate), h again where it is wanted: one exponential for all. */
-WORD void swiglu_backward_lanes(enum en_dtype type, const int with_h, const struct swiglu_piece *p, int64_t i,
-                                int64_t n) {
-    vf g = load_as(type, p->g, i, n), gate = load_as(type, p->gate, i, n), up = load_as(type, p->up, i, n);
-    vf e = v_exp(v_neg(v_abs(gate))), s = v_sigmoid_of(gate, e), silu = v_mul(gate, s);
-    vf slope = v_mul(s, v_fma(gate, v_sigmoid_of(v_neg(gate), e), v_set(1.0f)));
-    if (with_h) store_as(type, p->h, i, v_mul(silu, up), n);
-    store_as(type, p->dgate, i, v_mul(v_mul(g, up), slope), n);
-    store_as(type, p->dup, i, v_mul(g, silu), n);
+WORD void swiglu_backward_lanes(enum en_dtype type, const int k, const int with_h, const struct swiglu_piece *p,
+                                int64_t i, int64_t n) {
+    vf e[EXP_GROUP];
+#pragma GCC unroll 8
+    for (int v = 0; v < k; v++) e[v] = v_neg(v_abs(load_as(type, p->gate, i + v * VL, n)));
+    v_exp_each(k, e);
+#pragma GCC unroll 8
+    for (int v = 0; v < k; v++) {
+        int64_t at = i + v * VL;
+        vf g = load_as(type, p->g, at, n), gate = load_as(type, p->gate, at, n), up = load_as(type, p->up, at, n);
+        vf s = v_sigmoid_of(gate, e[v]), silu = v_mul(gate, s);
+        vf slope = v_mul(s, v_fma(gate, v_sigmoid_of(v_neg(gate), e[v]), v_set(1.0f)));
+        if (with_h) store_as(type, p->h, at, v_mul(silu, up), n);
+        store_as(type, p->dgate, at, v_mul(v_mul(g, up), slope), n);
+        store_as(type, p->dup, at, v_mul(g, silu), n);
+    }
 }
 
 /* Index: row · pieces + piece of SWIGLU_COLUMNS columns. */
@@ -48,8 +65,8 @@ WORD void swiglu_pieces(enum en_dtype type, const struct en_swiglu *p, int64_t b
     for (int64_t task = begin; task < end; task++) {
         int64_t column = task % pieces * SWIGLU_COLUMNS, n = least(SWIGLU_COLUMNS, p->n - column), i = 0;
         struct swiglu_piece at = swiglu_at(type, p, task / pieces, column);
-        for (; i + VL <= n; i += VL) swiglu_lanes(type, &at, i, VL);
-        if (i < n) swiglu_lanes(type, &at, i, n - i);
+        for (; i + EXP_GROUP * VL <= n; i += EXP_GROUP * VL) swiglu_lanes(type, EXP_GROUP, &at, i, VL);
+        for (; i < n; i += VL) swiglu_lanes(type, 1, &at, i, n - i);
     }
 }
 
@@ -59,8 +76,8 @@ WORD void swiglu_backward_pieces(enum en_dtype type, const int with_h, const str
     for (int64_t task = begin; task < end; task++) {
         int64_t column = task % pieces * SWIGLU_COLUMNS, n = least(SWIGLU_COLUMNS, p->n - column), i = 0;
         struct swiglu_piece at = swiglu_at(type, p, task / pieces, column);
-        for (; i + VL <= n; i += VL) swiglu_backward_lanes(type, with_h, &at, i, VL);
-        if (i < n) swiglu_backward_lanes(type, with_h, &at, i, n - i);
+        for (; i + EXP_GROUP * VL <= n; i += EXP_GROUP * VL) swiglu_backward_lanes(type, EXP_GROUP, with_h, &at, i, VL);
+        for (; i < n; i += VL) swiglu_backward_lanes(type, 1, with_h, &at, i, n - i);
     }
 }
 

@@ -2,21 +2,48 @@
 #ifndef EN_VMATH_H
 #define EN_VMATH_H
 
+enum { EXP_GROUP = 4 }; /* vectors that v_exp_each takes at most */
+
 /* e^x, within 1.1 ulp (1.5 without FMA), right at ±Inf, NaN, overflow (above 88.72) and for denormal results.
  * x = n·ln 2 + r, |r| <= ln 2 / 2; ln 2 in two parts, the first short enough for n·part to be exact.
- * The polynomial is (e^r - 1 - r) / r^2, degree 5, a minimax fit. */
+ * The polynomial is (e^r - 1 - r) / r^2, degree 5, a minimax fit.
+ *
+ * Of k vectors at once, in place, a step of each in turn: one vector's steps wait for each other, and a core that looks
+ * ahead sees too few of the next one's. */
+WORD void v_exp_each(const int k, vf *x) {
+    static const float coefficient[] = {0x1.6d44e4p-10f, 0x1.1110e0p-7f, 0x1.5554e8p-5f, 0x1.555556p-3f, 0.5f};
+    vf n[EXP_GROUP], r[EXP_GROUP], p[EXP_GROUP];
+#pragma GCC unroll 8
+    for (int i = 0; i < k; i++) x[i] = v_max(v_set(-105.0f), x[i]); /* constant first: NaN passes */
+#pragma GCC unroll 8
+    for (int i = 0; i < k; i++) x[i] = v_min(v_set(89.0f), x[i]);
+#pragma GCC unroll 8
+    for (int i = 0; i < k; i++) n[i] = v_mul(x[i], v_set(0x1.715476p+0f));
+#pragma GCC unroll 8
+    for (int i = 0; i < k; i++) n[i] = v_round(n[i]);
+#pragma GCC unroll 8
+    for (int i = 0; i < k; i++) r[i] = v_fnma(n[i], v_set(0x1.63p-1f), x[i]);
+#pragma GCC unroll 8
+    for (int i = 0; i < k; i++) r[i] = v_fnma(n[i], v_set(-0x1.bd0106p-13f), r[i]);
+#pragma GCC unroll 8
+    for (int i = 0; i < k; i++) p[i] = v_set(0x1.a1267ep-13f);
+#pragma GCC unroll 8
+    for (int c = 0; c < 5; c++)
+#pragma GCC unroll 8
+        for (int i = 0; i < k; i++) p[i] = v_fma(p[i], r[i], v_set(coefficient[c]));
+#pragma GCC unroll 8
+    for (int i = 0; i < k; i++) x[i] = v_mul(r[i], r[i]);
+#pragma GCC unroll 8
+    for (int i = 0; i < k; i++) x[i] = v_fma(x[i], p[i], r[i]);
+#pragma GCC unroll 8
+    for (int i = 0; i < k; i++) x[i] = v_add(x[i], v_set(1.0f));
+#pragma GCC unroll 8
+    for (int i = 0; i < k; i++) x[i] = v_ldexp(x[i], n[i]);
+}
+
 WORD vf v_exp(vf x) {
-    x = v_min(v_set(89.0f), v_max(v_set(-105.0f), x)); /* constant first: NaN passes */
-    vf n = v_round(v_mul(x, v_set(0x1.715476p+0f)));
-    vf r = v_fnma(n, v_set(0x1.63p-1f), x);
-    r = v_fnma(n, v_set(-0x1.bd0106p-13f), r);
-    vf p = v_set(0x1.a1267ep-13f);
-    p = v_fma(p, r, v_set(0x1.6d44e4p-10f));
-    p = v_fma(p, r, v_set(0x1.1110e0p-7f));
-    p = v_fma(p, r, v_set(0x1.5554e8p-5f));
-    p = v_fma(p, r, v_set(0x1.555556p-3f));
-    p = v_fma(p, r, v_set(0.5f));
-    return v_ldexp(v_add(v_fma(v_mul(r, r), p, r), v_set(1.0f)), n);
+    v_exp_each(1, &x);
+    return x;
 }
 
 /* 2^x for x <= 127, within 2.3e-7 of it, but 0 below 2^-125; NaN stays NaN. x = n + f, |f| <= 1/2; the polynomial is 2^f,
