@@ -17,7 +17,7 @@
 #ifndef EN_GEMM_H
 #define EN_GEMM_H
 
-#include "tile.h"
+#include "skinny.h"
 
 #ifndef EN_BF16_ENGINE
 #ifdef EN_BF16_DOT
@@ -26,9 +26,6 @@
 #define EN_BF16_ENGINE NULL
 #endif
 #endif
-
-/* Fewest multiply-adds worth a thread of their own (waking one costs some microseconds). */
-enum { GEMM_GRAIN = 1 << 18 };
 
 /* Words of memory that packed operands may take: A with all its k; a block of B with kc steps, in L2; B that is shared. */
 enum { A_WORDS = 6 << 20, BLOCK_WORDS = 1 << 17, SHARED_WORDS = 1 << 20 };
@@ -366,11 +363,31 @@ static en_status gemm_blocks(const struct en_gemm *p, const struct engine *e) {
     return (en_status)q.status;
 }
 
+/* All terms skinny: each is added to C, or where that isn't plain f32, to a sum of its own. */
+static en_status gemm_skinny(const struct en_gemm *p, int pairs) {
+    const int covered = p->terms == 1 && p->term[0].n == p->n;
+    if (p->c_type == EN_F32 && covered && !p->bias && !p->residual)
+        return skinny_term(&p->term[0], p->m, pairs, p->c, p->c_row, p->accumulate);
+    const int64_t row = round_up(p->n, VL);
+    float *sums = en_scratch(EN_SCRATCH_SUMS, (size_t)(p->m * row) * sizeof(float));
+    if (!sums) return EN_NO_MEMORY;
+    for (int64_t i = 0; i < p->m * row; i += VL) v_store(sums + i, v_zero());
+    for (int t = 0; t < p->terms; t++) {
+        en_status status = skinny_term(&p->term[t], p->m, pairs, sums, row, 1);
+        if (status != EN_OK) return status;
+    }
+    finish(p, sums, row, 0, 0, p->m, p->n, p->accumulate, 1);
+    return EN_OK;
+}
+
 /* One product of a sum of terms. */
 static en_status gemm_one(const struct en_gemm *p) {
     if (p->m == 0 || p->n == 0) return EN_OK;
-    const struct engine *bf16 = EN_BF16_ENGINE;
-    return gemm_blocks(p, bf16 && p->term[0].a_type == EN_BF16 ? bf16 : &f32_engine);
+    const struct engine *bf16 = p->term[0].a_type == EN_BF16 ? EN_BF16_ENGINE : NULL;
+    int skinny = 1;
+    for (int t = 0; t < p->terms; t++)
+        skinny = skinny && (few_rows(p->m, &p->term[t]) || few_columns(p->m, &p->term[t]));
+    return skinny ? gemm_skinny(p, bf16 != NULL) : gemm_blocks(p, bf16 ? bf16 : &f32_engine);
 }
 
 struct gemm_grid {
