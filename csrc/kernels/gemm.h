@@ -17,178 +17,57 @@
 #ifndef EN_GEMM_H
 #define EN_GEMM_H
 
-#include "skinny.h"
+#include "plan.h"
 
-#ifndef EN_BF16_ENGINE
-#ifdef EN_BF16_DOT
-#define EN_BF16_ENGINE (&dot_engine)
-#else
-#define EN_BF16_ENGINE NULL
-#endif
-#endif
-
-/* Words of memory that packed operands may take: A with all its k; a block of B with kc steps, in L2; B that is shared. */
-enum { A_WORDS = 6 << 20, BLOCK_WORDS = 1 << 17, SHARED_WORDS = 1 << 20 };
-
-/* Rows below which packing B is not worth it where it is f32 and its columns are contiguous. */
-enum { FEW_ROWS = 2 * MR };
-
-/* Columns [j0, j1) of C, which have the same terms, and how they are cut into blocks. */
-struct group {
-    int64_t j0, j1;
-    int terms, term[EN_MAX_TERMS];
-    int64_t steps; /* of all its terms */
-    int64_t k_blocks;
-    int64_t blocks, first_block;
-    int64_t b_offset; /* of its shared B */
-};
-
-struct plan {
-    const struct en_gemm *p;
-    const struct engine *e;
-    int64_t m0, m1, panels; /* rows at hand, and their panels */
-    int64_t parts;          /* of those panels: tasks of one block of columns */
-    int groups;
-    struct group group[2 * EN_MAX_TERMS + 1];
-    int64_t blocks;
-    int shared;                                 /* B is packed before the tasks start */
-    float *a[EN_MAX_TERMS];                     /* packed rows of every term's A; equal where the operands are */
-    int owner[EN_MAX_TERMS];                    /* the first term with the same A */
-    int64_t a_steps[EN_MAX_TERMS];
-    float *b;
-    int64_t row_tasks;
-    _Atomic int status;
-};
-
-static inline int64_t steps_of(const struct engine *e, int64_t k) {
-    return round_up(e->pairs ? (k + 1) / 2 : k, e->align);
-}
-
-static inline struct operand a_of(const struct en_term *t) { return (struct operand){t->a_type, t->a, t->a_row, t->a_col}; }
-static inline struct operand b_of(const struct en_term *t) { return (struct operand){t->b_type, t->b, t->b_col, t->b_row}; }
-
-/* A block of k: pieces of terms that are summed in registers together. */
-struct piece {
-    int term;
-    int64_t step, steps, k0, k;
-};
-struct k_block {
-    int pieces, last;
-    struct piece piece[EN_MAX_TERMS];
-    int64_t steps;
-    int64_t before; /* steps of the blocks before */
-    /* where the next one begins */
-    int next_term;
-    int64_t next_cut;
-};
-
-/* Moves on to the group's next block, zeroed before the first; false at the end. A term is cut as even as can be into
- * blocks of at most kc steps; short ones join the block before them. */
-static int next_k_block(const struct plan *q, const struct group *g, struct k_block *b) {
-    if (b->last) return 0;
-    b->before += b->steps;
-    b->pieces = 0;
-    b->steps = 0;
-    while (b->next_term < g->terms) {
-        const int term = g->term[b->next_term], align = q->e->align;
-        const int64_t units = q->a_steps[term] / align, cuts = max64(ceil_div(q->a_steps[term], q->e->kc), 1);
-        const int64_t from = cut(units, cuts, b->next_cut) * align, to = cut(units, cuts, b->next_cut + 1) * align;
-        if (b->pieces && b->steps + to - from > q->e->kc + q->e->kc / 4) return 1;
-        const int64_t each = q->e->pairs ? 2 : 1;
-        b->piece[b->pieces++] =
-            (struct piece){term, from, to - from, from * each, min64(q->p->term[term].k, to * each) - from * each};
-        b->steps += to - from;
-        if (++b->next_cut == cuts) b->next_cut = 0, b->next_term++;
-        if (b->next_cut) return 1;
-    }
-    b->last = 1;
-    return 1;
-}
-
-/* Panels of A: all but the last rows of each are cut as even as can be. */
-static inline int64_t panel_start(const struct plan *q, int64_t panel) { return cut(q->m1 - q->m0, q->panels, panel); }
-
-/* Words of a panel of A; packing one may write VL words beyond its rows. */
-static inline int64_t panel_words(const struct engine *e, int64_t steps) { return round_up(e->mr, e->pad) * steps + VL; }
-
-static inline float *packed_a(const struct plan *q, int term, int64_t panel, int64_t h, int64_t step) {
-    return q->a[term] + panel * panel_words(q->e, q->a_steps[term]) + step * round_up(h, q->e->pad);
-}
-
-/* Elements of k packed at a time where rows are contiguous: the panels beside read the same lines. */
-enum { PACK_K = 64, PACK_PANELS = 8 };
-
-static void pack_a_panels(const struct plan *q, int64_t task) {
-    const int64_t first = task * PACK_PANELS, last = min64(q->panels, first + PACK_PANELS);
+/* Panels [first, last) of A, every operand once, with panel `base` at a. */
+static void pack_a_rows(const struct plan *q, int64_t first, int64_t last, float *a, int64_t base) {
+    const int pairs = q->e->pairs, each = pairs ? 2 : 1;
     for (int t = 0; t < q->p->terms; t++) {
-        const struct operand a = a_of(&q->p->term[t]);
-        const int64_t k = q->p->term[t].k, each = q->e->pairs ? 2 : 1, piece = a.k == 1 ? k : PACK_K;
+        const struct operand o = a_of(&q->p->term[t]);
+        const int64_t k = q->p->term[t].k, most = o.k == 1 ? k : PACK_K;
         if (q->owner[t] != t) continue;
-        for (int64_t k0 = 0; k0 < k; k0 += piece)
+        for (int64_t k0 = 0; k0 < k; k0 += most)
             for (int64_t r = first; r < last; r++) {
-                const int64_t i = panel_start(q, r), h = panel_start(q, r + 1) - i;
-                const int64_t some = min64(piece, k - k0), steps = k0 + some == k ? q->a_steps[t] - k0 / each : some / each;
-                const struct operand at = operand_at(&a, q->m0 + i, k0);
-                q->e->pack_a(q->e->pairs, packed_a(q, t, r, h, k0 / each), h, &at, h, some, steps);
+                const int64_t i = panel_start(q, r), h = panel_start(q, r + 1) - i, some = min64(most, k - k0);
+                const int64_t steps = k0 + some == k ? q->a_steps[t] - k0 / each : some / each;
+                const struct operand at = operand_at(&o, q->m0 + i, k0);
+                q->e->pack_a(pairs, packed_a(q, a, t, r - base, h, k0 / each), h, &at, h, some, steps);
             }
     }
 }
 
-static inline int64_t panel_width(int64_t n) { return n <= VL ? VL : NR; }
-static inline int64_t padded_columns(int64_t n) { return n / NR * NR + (n % NR ? panel_width(n % NR) : 0); }
-
-/* Columns of block `block` of a group: the panels are cut as even as can be. */
-static inline int64_t block_start(const struct group *g, int64_t block) {
-    return min64(g->j1, g->j0 + cut(ceil_div(g->j1 - g->j0, NR), g->blocks, block) * NR);
-}
-
-/* Does the tile read B where it lies, columns [j, j + n)? */
-static inline int in_place(const struct plan *q, const struct en_term *t, int64_t n) {
-    return !q->e->pairs && t->b_type == EN_F32 && t->b_col == 1 && q->p->m <= FEW_ROWS && n == panel_width(n);
-}
-
-/* B of columns [j0, j1) and one block of k: piece by piece, panel by panel. */
-static void pack_b_block(const struct plan *q, const struct k_block *kb, int64_t j0, int64_t j1, float *dst) {
-    const int64_t each = q->e->pairs ? 2 : 1;
+/* Columns of B and one block of k: piece by piece, panel by panel. */
+static void pack_b_columns(const struct plan *q, const struct k_block *kb, struct columns c, float *dst) {
+    const int pairs = q->e->pairs, each = pairs ? 2 : 1;
     for (int i = 0; i < kb->pieces; i++) {
         const struct piece *piece = &kb->piece[i];
         const struct en_term *t = &q->p->term[piece->term];
         const struct operand b = b_of(t);
-        const int64_t some_k = b.k == 1 ? piece->k : PACK_K;
-        for (int64_t k0 = 0; k0 < piece->k; k0 += some_k)
-            for (int64_t j = j0; j < j1; j += NR) {
-                const int64_t n = min64(NR, j1 - j), width = panel_width(n), some = min64(some_k, piece->k - k0);
-                if (in_place(q, t, n)) continue;
+        const int64_t most = b.k == 1 ? piece->k : PACK_K;
+        for (int64_t k0 = 0; k0 < piece->k; k0 += most)
+            for (int64_t j = c.j0; j < c.j1; j += NR) {
+                const int64_t n = min64(NR, c.j1 - j), width = panel_width(n), some = min64(most, piece->k - k0);
                 const int64_t step = k0 / each, steps = k0 + some == piece->k ? piece->steps - step : some / each;
                 const struct operand at = operand_at(&b, j - t->n0, piece->k0 + k0);
-                pack(q->e->pairs, dst + (j - j0) * piece->steps + step * width, width, &at, n, some, steps);
+                if (in_place(q, t, n)) continue;
+                pack(pairs, dst + (j - c.j0) * piece->steps + step * width, width, &at, n, some, steps);
             }
-        dst += padded_columns(j1 - j0) * piece->steps;
+        dst += padded_columns(c.j1 - c.j0) * piece->steps;
     }
 }
 
-static const struct group *group_of_block(const struct plan *q, int64_t block) {
-    const struct group *g = q->group;
-    while (block >= g->first_block + g->blocks) g++;
-    return g;
-}
-
-static inline float *shared_b(const struct plan *q, const struct group *g, int64_t j0, int64_t steps_before, int64_t j1) {
-    return q->b + g->b_offset + (j0 - g->j0) * g->steps + padded_columns(j1 - j0) * steps_before;
-}
-
+/* What tasks share: rows of A, unless they pack their own, and columns of B. */
 static void pack_shared(void *context, int64_t begin, int64_t end) {
     const struct plan *q = context;
     for (int64_t task = begin; task < end; task++) {
-        if (task < q->row_tasks) {
-            pack_a_panels(q, task);
+        const int64_t block = q->own_rows ? task : task - q->row_tasks;
+        if (block < 0) {
+            pack_a_rows(q, task * q->together, min64(q->panels, (task + 1) * q->together), q->a, 0);
             continue;
         }
-        const int64_t block = task - q->row_tasks;
-        const struct group *g = group_of_block(q, block);
-        const int64_t j0 = block_start(g, block - g->first_block), j1 = block_start(g, block - g->first_block + 1);
-        for (struct k_block kb = {0}; next_k_block(q, g, &kb);)
-            pack_b_block(q, &kb, j0, j1, shared_b(q, g, j0, kb.before, j1));
+        const struct columns c = columns_of_block(q, block);
+        for (struct k_block kb = {0}; next_k_block(q, c.g, &kb);)
+            pack_b_columns(q, &kb, c, shared_b(q, c, kb.before));
     }
 }
 
@@ -235,130 +114,87 @@ static void one_tile(const struct plan *q, const struct k_block *kb, const struc
     if (kb->last) finish(p, sums, width, i, j, h, n, p->accumulate, 1);
 }
 
-static void multiply_block(void *context, int64_t begin, int64_t end) {
-    struct plan *q = context;
+/* Panels [r0, r1) of A, panel `base` at a, times some columns. False: no memory. */
+static int multiply(const struct plan *q, struct columns c, int64_t r0, int64_t r1, float *a, int64_t base) {
     const struct en_gemm *p = q->p;
-    const int64_t tile_words = round_up(q->e->mr, q->e->pad) * NR;
-    for (int64_t task = begin; task < end; task++) {
-        const int64_t block = task / q->parts, part = task % q->parts;
-        const struct group *g = group_of_block(q, block);
-        const int64_t j0 = block_start(g, block - g->first_block), j1 = block_start(g, block - g->first_block + 1);
-        const int64_t r0 = cut(q->panels, q->parts, part), r1 = cut(q->panels, q->parts, part + 1);
-        const int64_t columns = ceil_div(j1 - j0, NR);
-        const int64_t most = min64(g->steps, q->e->kc + q->e->kc / 4);
-        const int keeps = p->c_type != EN_F32 && g->k_blocks > 1;
-        float *own = q->shared ? NULL : en_scratch(EN_SCRATCH_B, (size_t)(padded_columns(j1 - j0) * most + VL) * sizeof(float));
-        float *sums = en_scratch(EN_SCRATCH_SUMS,
-                                 (size_t)(tile_words * (keeps ? columns * (r1 - r0) : 1)) * sizeof(float));
-        if (!sums || (!own && !q->shared)) {
-            q->status = EN_NO_MEMORY;
-            return;
-        }
-        for (struct k_block kb = {0}; next_k_block(q, g, &kb);) {
-            const float *b = q->shared ? shared_b(q, g, j0, kb.before, j1) : own;
-            if (!q->shared) pack_b_block(q, &kb, j0, j1, own);
-            for (int64_t r = r0; r < r1; r++) {
-                const int64_t i = panel_start(q, r), h = panel_start(q, r + 1) - i;
-                for (int64_t c = 0; c < columns; c++) {
-                    const int64_t j = j0 + c * NR, n = min64(NR, j1 - j), width = panel_width(n);
-                    struct segment s[EN_MAX_TERMS];
-                    const float *panel = b;
-                    for (int x = 0; x < kb.pieces; x++) {
-                        const struct piece *piece = &kb.piece[x];
-                        const struct en_term *t = &p->term[piece->term];
-                        s[x] = (struct segment){piece->steps, packed_a(q, piece->term, r, h, piece->step),
-                                                panel + c * NR * piece->steps, width};
-                        if (in_place(q, t, n)) {
-                            s[x].b = (const float *)t->b + piece->k0 * t->b_row + j - t->n0;
-                            s[x].b_row = t->b_row;
-                        }
-                        panel += padded_columns(j1 - j0) * piece->steps;
+    const int64_t tile_words = round_up(q->e->mr, q->e->pad) * NR, width = padded_columns(c.j1 - c.j0);
+    const int64_t panels = ceil_div(c.j1 - c.j0, NR);
+    const int keeps = p->c_type != EN_F32 && c.g->k_blocks > 1;
+    float *sums = en_scratch(EN_SCRATCH_SUMS, (size_t)(tile_words * (keeps ? panels * (r1 - r0) : 1)) * sizeof(float));
+    float *own = NULL;
+    if (!q->shared) {
+        const int64_t steps = min64(c.g->steps, q->e->kc + q->e->kc / 4);
+        own = en_scratch(EN_SCRATCH_B, (size_t)(width * steps) * sizeof(float));
+    }
+    if (!sums || (!q->shared && !own)) return 0;
+    for (struct k_block kb = {0}; next_k_block(q, c.g, &kb);) {
+        float *b = q->shared ? shared_b(q, c, kb.before) : own;
+        if (!q->shared) pack_b_columns(q, &kb, c, own);
+        for (int64_t r = r0; r < r1; r++) {
+            const int64_t i = panel_start(q, r), h = panel_start(q, r + 1) - i;
+            for (int64_t v = 0; v < panels; v++) {
+                const int64_t j = c.j0 + v * NR, n = min64(NR, c.j1 - j);
+                struct segment s[EN_MAX_TERMS];
+                const float *from = b;
+                for (int x = 0; x < kb.pieces; x++) {
+                    const struct piece *piece = &kb.piece[x];
+                    const struct en_term *t = &p->term[piece->term];
+                    s[x] = (struct segment){piece->steps, packed_a(q, a, piece->term, r - base, h, piece->step),
+                                            from + v * NR * piece->steps, panel_width(n)};
+                    if (in_place(q, t, n)) {
+                        s[x].b = (const float *)t->b + piece->k0 * t->b_row + j - t->n0;
+                        s[x].b_row = t->b_row;
                     }
-                    one_tile(q, &kb, s, q->m0 + i, j, h, n, sums + (keeps ? ((r - r0) * columns + c) * tile_words : 0));
+                    from += width * piece->steps;
                 }
+                one_tile(q, &kb, s, q->m0 + i, j, h, n, sums + (keeps ? ((r - r0) * panels + v) * tile_words : 0));
             }
         }
     }
+    return 1;
 }
 
-/* Threads that this much work deserves. */
-static inline int64_t gemm_threads(double multiply_adds) {
-    return multiply_adds < 1e15 ? 1 + (int64_t)(multiply_adds / GEMM_GRAIN) : EN_MAX_THREADS;
+/* Tasks: part of the rows times a block of columns. */
+static void multiply_block(void *context, int64_t begin, int64_t end) {
+    struct plan *q = context;
+    for (int64_t task = begin; task < end; task++) {
+        const int64_t part = task % q->parts;
+        if (!multiply(q, columns_of_block(q, task / q->parts), cut(q->panels, q->parts, part),
+                      cut(q->panels, q->parts, part + 1), q->a, 0))
+            q->status = EN_NO_MEMORY;
+    }
 }
 
-static inline double gemm_work(const struct en_gemm *p) {
-    double work = 0;
-    for (int t = 0; t < p->terms; t++) work += (double)p->m * (double)p->term[t].n * (double)p->term[t].k;
-    return work;
-}
-
-/* Cuts the columns where a term begins or ends. */
-static void make_groups(struct plan *q) {
-    const struct en_gemm *p = q->p;
-    for (int64_t j = 0; j < p->n;) {
-        struct group *g = &q->group[q->groups++];
-        *g = (struct group){.j0 = j, .j1 = p->n};
-        for (int t = 0; t < p->terms; t++) {
-            const struct en_term *term = &p->term[t];
-            const int64_t end = term->n0 + term->n;
-            if (term->k == 0) continue;
-            if (term->n0 > j) g->j1 = min64(g->j1, term->n0);
-            if (end > j) g->j1 = min64(g->j1, end);
-            if (term->n0 <= j && j < end) g->term[g->terms++] = t, g->steps += q->a_steps[t];
-        }
-        for (struct k_block kb = {0}; next_k_block(q, g, &kb);) g->k_blocks++;
-        j = g->j1;
+/* Tasks: some panels of rows, packed here, times all columns. */
+static void multiply_rows(void *context, int64_t begin, int64_t end) {
+    struct plan *q = context;
+    float *a = en_scratch(EN_SCRATCH_A, (size_t)(q->together * q->a_words) * sizeof(float));
+    if (!a) q->status = EN_NO_MEMORY;
+    for (int64_t task = begin; task < end && a; task++) {
+        const int64_t first = task * q->together, last = min64(q->panels, first + q->together);
+        pack_a_rows(q, first, last, a, first);
+        for (int64_t block = 0; block < q->blocks; block++)
+            if (!multiply(q, columns_of_block(q, block), first, last, a, first)) q->status = EN_NO_MEMORY;
     }
 }
 
 static en_status gemm_blocks(const struct en_gemm *p, const struct engine *e) {
-    struct plan q = {.p = p, .e = e, .status = EN_OK};
-    const int64_t threads = min64(gemm_threads(gemm_work(p)), en_get_threads());
-    int64_t a_words = 0; /* of a panel of all A */
-    for (int t = 0; t < p->terms; t++) {
-        const struct en_term *x = &p->term[t];
-        q.a_steps[t] = steps_of(e, x->k);
-        for (q.owner[t] = 0; q.owner[t] < t; q.owner[t]++) {
-            const struct en_term *y = &p->term[q.owner[t]];
-            if (x->a == y->a && x->a_type == y->a_type && x->a_row == y->a_row && x->a_col == y->a_col && x->k == y->k)
-                break;
-        }
-        if (q.owner[t] == t) a_words += panel_words(e, q.a_steps[t]);
+    struct plan q = make_plan(p, e);
+    if (q.shared && !(q.b = en_scratch(EN_SCRATCH_B, (size_t)q.b_words * sizeof(float)))) return EN_NO_MEMORY;
+    if (q.own_rows) {
+        plan_rows(&q, 0, p->m);
+        en_parallel_tasks(q.blocks, q.threads, pack_shared, &q);
+        en_parallel_tasks(q.row_tasks, q.threads, multiply_rows, &q);
+        return (en_status)q.status;
     }
-    make_groups(&q);
     /* rows at a time, as many as A's memory holds */
-    const int64_t most = max64(A_WORDS / a_words, 4) * e->mr, chunks = ceil_div(p->m, most), chunk = ceil_div(p->m, chunks);
-    float *a = en_scratch(EN_SCRATCH_A, (size_t)(ceil_div(chunk, e->mr) * a_words) * sizeof(float));
-    if (!a) return EN_NO_MEMORY;
-    int64_t b_words = 0;
-    for (int i = 0; i < q.groups; i++) {
-        struct group *g = &q.group[i];
-        g->b_offset = b_words;
-        b_words += padded_columns(g->j1 - g->j0) * g->steps;
-    }
-    q.shared = b_words <= SHARED_WORDS;
-    for (int i = 0; i < q.groups; i++) {
-        struct group *g = &q.group[i];
-        const int64_t panels = ceil_div(g->j1 - g->j0, NR);
-        const int64_t each = max64(1, BLOCK_WORDS / NR / max64(min64(g->steps, e->kc), 1));
-        g->blocks = ceil_div(panels, each);
-        if (threads > 1 && !q.shared) g->blocks = min64(panels, round_up(g->blocks, threads));
-        g->first_block = q.blocks;
-        q.blocks += g->blocks;
-    }
-    if (q.shared && !(q.b = en_scratch(EN_SCRATCH_B, (size_t)(b_words + VL) * sizeof(float)))) return EN_NO_MEMORY;
+    const int64_t chunks = ceil_div(p->m, max64(A_WORDS / q.a_words, 4) * e->mr);
+    q.a = en_scratch(EN_SCRATCH_A, (size_t)(ceil_div(ceil_div(p->m, chunks), e->mr) * q.a_words) * sizeof(float));
+    if (!q.a) return EN_NO_MEMORY;
     for (int64_t c = 0; c < chunks && q.status == EN_OK; c++) {
-        q.m0 = cut(p->m, chunks, c), q.m1 = cut(p->m, chunks, c + 1);
-        q.panels = ceil_div(q.m1 - q.m0, e->mr);
-        float *at = a;
-        for (int t = 0; t < p->terms; t++) {
-            q.a[t] = q.owner[t] == t ? at : q.a[q.owner[t]];
-            if (q.owner[t] == t) at += q.panels * panel_words(e, q.a_steps[t]);
-        }
-        q.parts = q.shared && threads > 1 ? max64(1, min64(q.panels / 2, ceil_div(4 * threads, q.blocks))) : 1;
-        q.row_tasks = ceil_div(q.panels, PACK_PANELS);
-        en_parallel_tasks(q.row_tasks + (q.shared && c == 0 ? q.blocks : 0), threads, pack_shared, &q);
-        en_parallel_tasks(q.blocks * q.parts, threads, multiply_block, &q);
+        plan_rows(&q, cut(p->m, chunks, c), cut(p->m, chunks, c + 1));
+        en_parallel_tasks(q.row_tasks + (q.shared && c == 0 ? q.blocks : 0), q.threads, pack_shared, &q);
+        en_parallel_tasks(q.blocks * q.parts, q.threads, multiply_block, &q);
     }
     return (en_status)q.status;
 }
@@ -386,7 +222,7 @@ static en_status gemm_one(const struct en_gemm *p) {
     const struct engine *bf16 = p->term[0].a_type == EN_BF16 ? EN_BF16_ENGINE : NULL;
     int skinny = 1;
     for (int t = 0; t < p->terms; t++)
-        skinny = skinny && (few_rows(p->m, &p->term[t]) || few_columns(p->m, &p->term[t]));
+        skinny = skinny && (few_rows(p->m, &p->term[t]) || few_columns(p->m, &p->term[t], bf16 != NULL));
     return skinny ? gemm_skinny(p, bf16 != NULL) : gemm_blocks(p, bf16 ? bf16 : &f32_engine);
 }
 

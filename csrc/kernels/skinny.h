@@ -15,7 +15,7 @@ enum { BF16_DOT = 1 };
 enum { BF16_DOT = 0 };
 #endif
 
-enum { SKINNY_ROWS = 8, SKINNY_COLUMNS = 16 };
+enum { SKINNY_ROWS = 8, SKINNY_COLUMNS = 16, SKINNY_PAIRS = 8 };
 
 /* Fewest multiply-adds worth a thread of their own (waking one costs some microseconds). */
 enum { GEMM_GRAIN = 1 << 18 };
@@ -203,15 +203,15 @@ static int skinny_x(struct skinny *q, const struct operand *x, int pairs) {
 static inline int few_rows(int64_t m, const struct en_term *t) {
     return m <= SKINNY_ROWS && (t->b_row == 1 || t->b_col == 1);
 }
-static inline int few_columns(int64_t m, const struct en_term *t) {
-    return m > SKINNY_ROWS && t->n <= SKINNY_COLUMNS && t->a_col == 1 && t->k >= 4 * VL;
+static inline int few_columns(int64_t m, const struct en_term *t, int pairs) {
+    return m > SKINNY_ROWS && t->n <= (pairs ? SKINNY_PAIRS : SKINNY_COLUMNS) && t->a_col == 1 && t->k >= 4 * VL;
 }
 
 /* c (m, c_row) = or += the term, which has few_rows or few_columns */
 static en_status skinny_term(const struct en_term *t, int64_t m, int pairs, float *c, int64_t c_row, int accumulate) {
     const struct operand a = {t->a_type, t->a, t->a_row, t->a_col}, b = {t->b_type, t->b, t->b_col, t->b_row};
     struct skinny q = {.pairs = pairs, .k = t->k, .c = c + t->n0, .accumulate = accumulate};
-    if (few_columns(m, t)) {
+    if (few_columns(m, t, pairs)) {
         q.few = t->n, q.c_few = 1, q.many = m, q.c_many = c_row, q.w = a;
         if (!skinny_x(&q, &b, pairs)) return EN_NO_MEMORY;
     } else {

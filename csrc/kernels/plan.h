@@ -1,0 +1,212 @@
+/* How a product is cut: which columns have which terms, blocks of k, panels of rows, blocks of columns, tasks.
+ *
+ * Nothing here touches data. What decides the order in which an element's terms are summed, the blocks of k, depends on
+ * the shape alone; the cuts of rows and columns may look at the number of threads.
+ */
+#ifndef EN_PLAN_H
+#define EN_PLAN_H
+
+#include "skinny.h"
+
+#ifndef EN_BF16_ENGINE
+#ifdef EN_BF16_DOT
+#define EN_BF16_ENGINE (&dot_engine)
+#else
+#define EN_BF16_ENGINE NULL
+#endif
+#endif
+
+/* Words of memory that packed operands may take: all rows of A; a block of B, in L2; B that tasks share; B so small that
+ * tasks pack their own rows of A. */
+enum { A_WORDS = 6 << 20, BLOCK_WORDS = 1 << 17, SHARED_WORDS = 1 << 20, SMALL_WORDS = 1 << 18 };
+
+/* Rows below which packing B is not worth it where it is f32 and its columns are contiguous. */
+enum { FEW_ROWS = 2 * MR };
+
+/* Elements of k packed at a time where rows are contiguous, and panels of A packed together: they read the same lines. */
+enum { PACK_K = 64, PACK_PANELS = 8 };
+
+/* Columns [j0, j1) of C, which have the same terms, and how they are cut into blocks. */
+struct group {
+    int64_t j0, j1;
+    int terms, term[EN_MAX_TERMS];
+    int64_t steps; /* of all its terms */
+    int64_t k_blocks;
+    int64_t blocks, first_block;
+    int64_t b_offset; /* of its shared B */
+};
+
+struct plan {
+    const struct en_gemm *p;
+    const struct engine *e;
+    int64_t threads;
+    int64_t m0, m1, panels;       /* rows at hand, and their panels */
+    int64_t together, row_tasks;  /* panels packed by one task; such tasks */
+    int64_t parts;                /* of the panels: tasks of one block of columns */
+    int groups;
+    struct group group[2 * EN_MAX_TERMS + 1];
+    int64_t blocks;               /* of columns */
+    int shared;                   /* B is packed before the tasks start */
+    int own_rows;                 /* and rows of A by the task that needs them */
+    int owner[EN_MAX_TERMS];      /* the first term with the same A */
+    int64_t a_steps[EN_MAX_TERMS];
+    int64_t a_offset[EN_MAX_TERMS]; /* of its words among those of a panel */
+    int64_t a_words;              /* of a panel of A, of all terms */
+    int64_t b_words;
+    float *a, *b;
+    _Atomic int status;
+};
+
+static inline int64_t steps_of(const struct engine *e, int64_t k) {
+    return round_up(e->pairs ? (k + 1) / 2 : k, e->align);
+}
+
+static inline struct operand a_of(const struct en_term *t) { return (struct operand){t->a_type, t->a, t->a_row, t->a_col}; }
+static inline struct operand b_of(const struct en_term *t) { return (struct operand){t->b_type, t->b, t->b_col, t->b_row}; }
+
+/* A block of k: pieces of terms that are summed in registers together. */
+struct piece {
+    int term;
+    int64_t step, steps, k0, k;
+};
+struct k_block {
+    int pieces, last;
+    struct piece piece[EN_MAX_TERMS];
+    int64_t steps;
+    int64_t before; /* steps of the blocks before */
+    /* where the next one begins */
+    int next_term;
+    int64_t next_cut;
+};
+
+/* Moves on to the group's next block, zeroed before the first; false at the end. A term is cut as even as can be into
+ * blocks of at most kc steps; short ones join the block before them. */
+static int next_k_block(const struct plan *q, const struct group *g, struct k_block *b) {
+    if (b->last) return 0;
+    b->before += b->steps;
+    b->pieces = 0;
+    b->steps = 0;
+    while (b->next_term < g->terms) {
+        const int term = g->term[b->next_term], align = q->e->align;
+        const int64_t units = q->a_steps[term] / align, cuts = max64(ceil_div(q->a_steps[term], q->e->kc), 1);
+        const int64_t from = cut(units, cuts, b->next_cut) * align, to = cut(units, cuts, b->next_cut + 1) * align;
+        if (b->pieces && b->steps + to - from > q->e->kc + q->e->kc / 4) return 1;
+        const int64_t each = q->e->pairs ? 2 : 1;
+        b->piece[b->pieces++] =
+            (struct piece){term, from, to - from, from * each, min64(q->p->term[term].k, to * each) - from * each};
+        b->steps += to - from;
+        if (++b->next_cut == cuts) b->next_cut = 0, b->next_term++;
+        if (b->next_cut) return 1;
+    }
+    b->last = 1;
+    return 1;
+}
+
+/* Panels of A are cut as even as can be. */
+static inline int64_t panel_start(const struct plan *q, int64_t panel) { return cut(q->m1 - q->m0, q->panels, panel); }
+
+/* Where a panel of h rows begins at a step of a term, `a` being panel 0; packing it may write VL words beyond its rows. */
+static inline float *packed_a(const struct plan *q, float *a, int term, int64_t panel, int64_t h, int64_t step) {
+    return a + panel * q->a_words + q->a_offset[term] + step * round_up(h, q->e->pad);
+}
+
+static inline int64_t panel_width(int64_t n) { return n <= VL ? VL : NR; }
+static inline int64_t padded_columns(int64_t n) { return n / NR * NR + (n % NR ? panel_width(n % NR) : 0); }
+
+/* Columns [j0, j1) of a group, all of one task. */
+struct columns {
+    const struct group *g;
+    int64_t j0, j1;
+};
+
+/* The panels of a group are cut as even as can be. */
+static struct columns columns_of_block(const struct plan *q, int64_t block) {
+    const struct group *g = q->group;
+    while (block >= g->first_block + g->blocks) g++;
+    const int64_t panels = ceil_div(g->j1 - g->j0, NR), i = block - g->first_block;
+    return (struct columns){g, min64(g->j1, g->j0 + cut(panels, g->blocks, i) * NR),
+                            min64(g->j1, g->j0 + cut(panels, g->blocks, i + 1) * NR)};
+}
+
+/* Where shared B begins, for some columns and a block of k. */
+static inline float *shared_b(const struct plan *q, struct columns c, int64_t steps_before) {
+    return q->b + c.g->b_offset + (c.j0 - c.g->j0) * c.g->steps + padded_columns(c.j1 - c.j0) * steps_before;
+}
+
+/* Does the tile read B where it lies, n columns of it? */
+static inline int in_place(const struct plan *q, const struct en_term *t, int64_t n) {
+    return !q->e->pairs && t->b_type == EN_F32 && t->b_col == 1 && q->p->m <= FEW_ROWS && n == panel_width(n);
+}
+
+/* Threads that this much work deserves. */
+static inline int64_t gemm_threads(double multiply_adds) {
+    return multiply_adds < 1e15 ? 1 + (int64_t)(multiply_adds / GEMM_GRAIN) : EN_MAX_THREADS;
+}
+
+static inline double gemm_work(const struct en_gemm *p) {
+    double work = 0;
+    for (int t = 0; t < p->terms; t++) work += (double)p->m * (double)p->term[t].n * (double)p->term[t].k;
+    return work;
+}
+
+/* Cuts the columns where a term begins or ends. */
+static void make_groups(struct plan *q) {
+    const struct en_gemm *p = q->p;
+    for (int64_t j = 0; j < p->n;) {
+        struct group *g = &q->group[q->groups++];
+        *g = (struct group){.j0 = j, .j1 = p->n};
+        for (int t = 0; t < p->terms; t++) {
+            const struct en_term *term = &p->term[t];
+            const int64_t end = term->n0 + term->n;
+            if (term->k == 0) continue;
+            if (term->n0 > j) g->j1 = min64(g->j1, term->n0);
+            if (end > j) g->j1 = min64(g->j1, end);
+            if (term->n0 <= j && j < end) g->term[g->terms++] = t, g->steps += q->a_steps[t];
+        }
+        for (struct k_block kb = {0}; next_k_block(q, g, &kb);) g->k_blocks++;
+        j = g->j1;
+    }
+}
+
+static int same_a(const struct en_term *x, const struct en_term *y) {
+    return x->a == y->a && x->a_type == y->a_type && x->a_row == y->a_row && x->a_col == y->a_col && x->k == y->k;
+}
+
+static struct plan make_plan(const struct en_gemm *p, const struct engine *e) {
+    struct plan q = {.p = p, .e = e, .status = EN_OK};
+    q.threads = min64(gemm_threads(gemm_work(p)), en_get_threads());
+    for (int t = 0; t < p->terms; t++) {
+        q.a_steps[t] = steps_of(e, p->term[t].k);
+        while (!same_a(&p->term[q.owner[t]], &p->term[t])) q.owner[t]++;
+        q.a_offset[t] = q.owner[t] < t ? q.a_offset[q.owner[t]] : q.a_words;
+        if (q.owner[t] == t) q.a_words += round_up(e->mr, e->pad) * q.a_steps[t] + VL;
+    }
+    make_groups(&q);
+    for (int i = 0; i < q.groups; i++) {
+        q.group[i].b_offset = q.b_words;
+        q.b_words += padded_columns(q.group[i].j1 - q.group[i].j0) * q.group[i].steps;
+    }
+    q.shared = q.b_words <= SHARED_WORDS;
+    q.own_rows = q.b_words <= SMALL_WORDS;
+    for (int i = 0; i < q.groups; i++) {
+        struct group *g = &q.group[i];
+        const int64_t panels = ceil_div(g->j1 - g->j0, NR);
+        const int64_t most = max64(1, BLOCK_WORDS / NR / max64(min64(g->steps, e->kc), 1));
+        g->blocks = ceil_div(panels, most);
+        if (q.threads > 1 && !q.shared) g->blocks = min64(panels, round_up(g->blocks, q.threads));
+        g->first_block = q.blocks;
+        q.blocks += g->blocks;
+    }
+    return q;
+}
+
+/* Rows [m0, m1) are at hand. */
+static void plan_rows(struct plan *q, int64_t m0, int64_t m1) {
+    q->m0 = m0, q->m1 = m1;
+    q->panels = ceil_div(m1 - m0, q->e->mr);
+    q->together = max64(1, min64(PACK_PANELS, q->panels / (4 * q->threads)));
+    q->row_tasks = ceil_div(q->panels, q->together);
+    q->parts = q->shared && q->threads > 1 ? max64(1, min64(q->panels / 2, ceil_div(4 * q->threads, q->blocks))) : 1;
+}
+
+#endif
