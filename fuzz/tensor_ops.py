@@ -56,6 +56,10 @@ class Draw(dict[str, int]):
             size += self["t"]
         elif letter == "h":
             size *= self["g"]
+        elif letter == "w":
+            size = 2 * self["k"]
+        elif letter == "q":
+            size = (self["h"] + 2 * self["g"]) * self["d"]
         elif letter == "r":
             size = min(size, self["d"] // 2)
         self[letter] = size
@@ -91,6 +95,24 @@ class Draw(dict[str, int]):
 
     def tensor(self, letters: str) -> Tensor:
         return Tensor(self(letters), requires_grad=not self.rarely())
+
+    def flowing(self, letters: str) -> Tensor:
+        return ops.cast(self.tensor(letters), self.pick(["f32", "bf16"]))
+
+    def parts(self, letter: str) -> list[ops.Part]:
+        whole = self.half(f"n{letter}")
+        weights = [whole] if self.bool() or not whole.ndim else [whole[:2], whole[2:]]
+        a, b, bias = self.tensor(f"x{letter}"), self("nx"), self("n")
+        return [
+            ops.Part(
+                Tensor(w), Tensor(bias[: w.shape[0]]) if self.bool() and bias.ndim and w.ndim else None,
+                ops.Lora(a, Tensor(b[: w.shape[0]], True), 0.5) if self.bool() and b.ndim and w.ndim else None,
+            )
+            for w in weights
+        ]  # fmt: skip
+
+    def residual(self, letters: str) -> Tensor | None:
+        return self.flowing(f"{letters}n") if self.bool() else None
 
     def raw(self, block: int) -> np.ndarray:
         return np.frombuffer(self.data.ConsumeBytes(self.int(0, 3) * block + self.int(0, 1) * self.int(0, 9)), np.uint8)
@@ -162,6 +184,12 @@ CALLS: list[Callable[[Draw], Any]] = [
     lambda d: ops.embedding(d.tensor("vk"), d.ids("bt", d["v"])),
     lambda d: ops.cross_entropy(d.tensor("mv"), d.ids("m", d["v"]), d.int(-2, 3)),
     lambda d: ops.dropout(d.tensor("mk"), d.int(0, 5) / 5),
+    lambda d: ops.cast(d.flowing("bmn"), d.pick(["f32", "bf16", "f64"])),
+    lambda d: ops.projection(d.flowing("bmk"), d.parts("k"), None, False, d.residual("bm"), d.int(0, 5) / 5),
+    lambda d: ops.projection(d.flowing("bmk"), d.parts("k"), (d.tensor("k"), 1e-6)),
+    lambda d: ops.projection(d.flowing("bmw"), d.parts("k"), gated=True),
+    lambda d: ops.rope_attention(d.flowing("btq"), d["h"], d["g"], d("tr"), d("tr"), 0.5, *d.mask()[1:]),
+    lambda d: ops.linear_cross_entropy(d.flowing("mk"), d.parts("k")[0], d.ids("m", d["v"]), d.int(-2, 3)),
 ]
 
 

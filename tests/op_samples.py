@@ -302,14 +302,14 @@ def rope_attention_reference(
 
 
 TABLE = [f(ANGLES).astype(np.float32) for f in (np.cos, np.sin)]
-for kind, heads, kv_heads, table, options in (
-    ("one head", 1, 1, [t[0] for t in TABLE], {}),
-    ("grouped", 4, 2, TABLE, {}),
-    ("window", 2, 1, [t[0] for t in TABLE], {"window": 2}),
-    ("part packed", 2, 2, [t[0, :, :2] for t in TABLE], {"starts": np.array([[0, 0, 2, 2, 2], [0, 1, 1, 1, 4]])}),
+for kind, batch, heads, kv_heads, table, options in (
+    ("one head", 2, 1, 1, TABLE, {}),
+    ("grouped", 1, 4, 2, [t[0] for t in TABLE], {}),
+    ("window", 1, 2, 1, [t[0] for t in TABLE], {"window": 2}),
+    ("part packed", 2, 1, 1, [t[0, :, :2] for t in TABLE], {"starts": np.array([[0, 0, 2, 2, 2], [0, 1, 1, 1, 4]])}),
 ):
     sample(
-        "rope_attention", normal(2, 5, (heads + 2 * kv_heads) * 6), what=kind,
+        "rope_attention", normal(batch, 5, (heads + 2 * kv_heads) * 6), what=kind,
         call=lambda x, a=(heads, kv_heads, *table, 0.4), o=options: ops.rope_attention(x, *a, **o),
         reference=lambda x, a=(heads, kv_heads, *table, 0.4), o=options: rope_attention_reference(x, *a, **o),
     )

@@ -60,14 +60,15 @@ def rope_attention(
     if qkv.ndim != 3 or heads < 1 or kv_heads < 1 or heads % kv_heads or qkv.shape[2] % (heads + 2 * kv_heads):
         needed = f"(B, T, ({heads} + 2·{kv_heads})·D) and heads a multiple of kv_heads"
         raise ShapeError(f"rope_attention: qkv {qkv.shape} with {heads} heads on {kv_heads}; needed are {needed}")
-    (batch, tokens, _), every = qkv.shape, heads + 2 * kv_heads
-    c, s = _angles("rope_attention", (batch, tokens, every, qkv.shape[2] // every), cos, sin)
+    (batch, tokens, width), every = qkv.shape, heads + 2 * kv_heads
+    d = width // every
+    c, s = _angles("rope_attention", (batch, tokens, every, d), cos, sin)
     first = None if starts is None else as_ids("rope_attention", starts)
     options = (scale, True, window, first)
 
     def split(x: Array) -> tuple[Array, Array, Array, Array]:
         """q and k, q, k, v of x: views."""
-        x = x.reshape(batch, tokens, every, -1)
+        x = x.reshape(batch, tokens, every, d)
         turned = x[:, :, : heads + kv_heads]
         return turned, turned[:, :, :heads], turned[:, :, heads:], x[:, :, heads + kv_heads :]
 
@@ -76,13 +77,13 @@ def rope_attention(
     out, lse = cpu.attention(q, k, v, *options)
 
     def vjp(g: Array) -> tuple[Array]:
-        dqkv = cpu.buffer((batch, tokens, every * q.shape[3]), g.dtype)
+        dqkv = cpu.buffer((batch, tokens, width), g.dtype)
         dturned, *into = split(dqkv)
         cpu.attention_backward(contiguous(g).reshape(q.shape), q, k, v, out, lse, *options, into=into)
         cpu.rope_(dturned, c, s, inverse=True)
         return (dqkv,)
 
-    return out.reshape(batch, tokens, -1), vjp
+    return out.reshape(batch, tokens, heads * d), vjp
 
 
 def _angles(name: str, shape: tuple[int, ...], cos: npt.ArrayLike, sin: npt.ArrayLike) -> tuple[Array, Array]:

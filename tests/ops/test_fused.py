@@ -322,3 +322,13 @@ def test_two_backwards_of_one_micro_batch_each_equal_one_of_both() -> None:
         halves(Tensor(x[i : i + 2])).backward(g[i : i + 2])
     for one, other in zip(whole.leaves(), halves.leaves(), strict=True):
         assert ref.error(one.grad.numpy(), other.grad.numpy()) <= 1e-5
+
+
+@pytest.mark.tier1
+def test_a_batch_of_nothing_goes_through_a_layer() -> None:
+    layer, x = Layer(trainable=True), Tensor(np.zeros((0, 5, WIDTH)), True)
+    y = layer(x)
+    assert y.shape == (0, 5, WIDTH)
+    y.backward(np.zeros(y.shape))
+    assert x.grad.shape == x.shape
+    assert all(not t.grad.numpy().any() for t in layer.leaves())
