@@ -50,6 +50,10 @@ CASES: dict[str, Case] = {
     "full-124m-bf16": Case(
         "training all weights, Llama of 124M, 2 x 512 tokens, bf16", "llama-124m", "full-bf16", ("--full",)
     ),
+    "full-124m-bf16-8bit": Case(
+        "training all weights, Llama of 124M, 2 x 512 tokens, moments of a byte (peer: bf16)", "llama-124m",
+        "full-bf16", ("--full", "--optimizer", "adamw_8bit"),
+    ),
     "lora-124m-f32": Case(
         f"{LORA}, Llama of 124M, 2 x 256 tokens, f32", "llama-124m", "lora-f32", ("--dtype", "f32"), seq_len=256
     ),

@@ -25,6 +25,7 @@ WORK: dict[str, tuple[str, tuple[str, ...], dict[str, str]]] = {
     "lora-0.5b-1t": ("the same on one thread", QWEN, {"ENTRENAR_THREADS": "1"}),
     "lora-0.5b-avx2": ("the same with AVX2", (*QWEN, "--dtype", "bf16"), {"ENTRENAR_ISA": "avx2"}),
     "full-124m": ("all weights, Llama of 124M, 2 x 512 tokens", LLAMA, {}),
+    "full-124m-8bit": ("the same, moments of a byte", (*LLAMA, "--optimizer", "adamw_8bit"), {}),
 }
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 import entrenar
 from entrenar import backend
@@ -26,9 +27,11 @@ from entrenar.models.load import load
 from entrenar.models.spec import ModelConfig
 from entrenar.nn.lora import LoraConfig
 from entrenar.observe.profile import Kernel, Profile, draw, table
-from entrenar.optim import AdamW
+from entrenar.train.config import TrainConfig
+from entrenar.train.setup import make_optimizer
 
 WARM_UP = 2  # steps before those that count: the first makes the optimizer's state, both fill caches
+LEARNING_RATE = 1e-4
 PROFILED = 2  # steps after those that count, for the times of kernels
 
 
@@ -51,6 +54,7 @@ class Command:
     dtype: Literal["auto", "f32", "f16", "bf16"] = option(
         "auto", "type of the weights; auto: as they are, a preset under an adapter in bf16 where that is fast"
     )
+    optimizer: Literal["adamw", "adamw_8bit", "adam", "sgd"] = option("adamw", "optimizer, as for training")
     quant: str | None = option(None, "4-bit weights; not in this version")
     steps: int = option(8, "steps that count, after two that don't")
     seed: int = option(0, "of weights and tokens")
@@ -98,11 +102,17 @@ class Command:
             model.add_lora(config, seed=self.seed)
         return model.train()
 
+    def training(self) -> TrainConfig:
+        """The settings that training has as well."""
+        return TrainConfig(
+            batch_size=self.batch_size, seq_len=self.seq_len, optimizer=self.optimizer, learning_rate=LEARNING_RATE
+        )
+
     def measure(self, model: CausalLM) -> tuple[dict[str, Any], Profile, list[Kernel]]:
         """What ``--json`` prints, the profile of the last steps, and its rows."""
         shape = (self.batch_size, self.seq_len)
         ids = np.random.default_rng(self.seed).integers(0, model.config.vocab_size, shape)
-        step = stepper(model, ids)
+        step = stepper(model, ids, self.training())
         for _ in range(WARM_UP):
             loss = step()
         if not math.isfinite(loss):
@@ -133,6 +143,7 @@ class Command:
             "seq_len": self.seq_len,
             "dtype": self.dtype,
             "arithmetic": kind,
+            "optimizer": self.optimizer,
             "cpu": backend.cpu_info()["model"],
             "isa": backend.isa(),
             "threads": backend.get_num_threads(),
@@ -152,9 +163,9 @@ class Command:
         return result, profile, kernels
 
 
-def stepper(model: CausalLM, ids: np.ndarray[Any, np.dtype[np.int64]]) -> Callable[[], float]:
+def stepper(model: CausalLM, ids: NDArray[np.int64], training: TrainConfig) -> Callable[[], float]:
     """A function that does one step and returns its loss."""
-    optimizer = AdamW(model.named_parameters(), lr=1e-4)
+    optimizer = make_optimizer(training, dict(model.named_parameters()))
 
     def step() -> float:
         loss = model.loss(ids)
