@@ -46,8 +46,8 @@ WORD vf v_exp(vf x) {
     return x;
 }
 
-/* 2^x for x <= 127, within 2.3e-7 of it, but 0 below 2^-125; NaN stays NaN. x = n + f, |f| <= 1/2; the polynomial is 2^f,
- * degree 5, a minimax fit. */
+/* 2^x for x <= 127, within 2.3e-7 of it, but 0 below 2^-125; NaN stays NaN. x = n + f, |f| <= 1/2; the polynomial
+ * is 2^f, degree 5, a minimax fit. */
 WORD vf v_exp2(vf x) {
     const vf least = v_set(-125.0f), clamped = v_max(least, x); /* constant first: NaN passes */
     const vi n = v_to_int(clamped);

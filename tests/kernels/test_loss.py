@@ -144,6 +144,22 @@ def test_results_do_not_depend_on_threads(isa: str, same_on_any_threads) -> None
             same_on_any_threads(lambda x=x, at=at: _native.cross_entropy(x, at))
 
 
+def test_logits_stay_as_they_are_when_memory_runs_out() -> None:
+    kept, labels = floats(1, 1, 100_000), np.int64([5])
+    failures = 0
+    for nth in range(1, 4):
+        logits = kept.copy()
+        _native._fail_allocation(nth)
+        try:
+            _native.cross_entropy_gradient_(logits, labels, 1.0)
+        except MemoryError:
+            failures += 1
+            np.testing.assert_array_equal(logits, kept)
+        finally:
+            _native._fail_allocation(0)
+    assert failures >= 1
+
+
 def test_a_label_out_of_range_is_named_with_its_row() -> None:
     logits, g = np.zeros((3, 10), np.float32), np.zeros(3, np.float32)
     for bad in (10, -1, 2**40):
