@@ -26,6 +26,7 @@ int64_t en_now(void) {
 en_status en_profile_reserve(int64_t capacity) {
     struct en_record *fresh = en_alloc((size_t)capacity * sizeof *fresh);
     if (!fresh) return EN_NO_MEMORY;
+    memset(fresh, 0, (size_t)capacity * sizeof *fresh); /* no page is touched first while calls are timed */
     en_free(ring.record);
     ring.record = fresh;
     ring.capacity = capacity;
