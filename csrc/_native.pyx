@@ -92,13 +92,15 @@ cdef extern from "entrenar.h" nogil:
 
     cdef struct en_param:
         int64_t n
-        float *p
+        en_dtype p_type
+        void *p
         const float *g
         void *m
         void *v
         float *m_absmax
         float *v_absmax
         int64_t step
+        uint64_t seed, offset
 
     cdef enum:
         EN_MOMENT_BLOCK

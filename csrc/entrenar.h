@@ -91,11 +91,13 @@ struct en_attention {
 /* One parameter of an optimizer's step: arrays of n elements, and its clock. */
 struct en_param {
     int64_t n;
-    float *p;
+    enum en_dtype p_type; /* EN_F32 or EN_BF16 */
+    void *p;
     const float *g;
     void *m, *v;                /* f32, or codes of one byte; of SGD only m, which may be NULL */
     float *m_absmax, *v_absmax; /* (blocks of EN_MOMENT_BLOCK,), of codes; NULL where m and v are f32 */
     int64_t step;               /* of Adam: counts from 1 */
+    uint64_t seed, offset;      /* of EN_BF16: random bits of the rounding, see kernels/stochastic.h */
 };
 enum { EN_MOMENT_BLOCK = 256 };
 
@@ -192,7 +194,7 @@ struct en_kernels {
     en_status (*dropout)(enum en_dtype type, int64_t n, const void *x, double p, uint64_t seed, uint64_t offset,
                          void *y);
 
-    /* kernels/multi.h, kernels/adamw.h, kernels/adamw8.h: p, m, v in place */
+    /* kernels/multi.h, kernels/adamw.h, kernels/adamw8.h, kernels/stochastic.h: p, m, v in place */
     en_status (*square_sums)(int64_t count, const struct en_param *params, double *sums); /* of each g, (count,) */
     en_status (*adam_step)(int64_t count, const struct en_param *params, const struct en_adam *settings);
     en_status (*sgd_step)(int64_t count, const struct en_param *params, const struct en_sgd *settings);

@@ -95,7 +95,7 @@ def dropout(x: Array, p: float, seed: int, offset: int) -> Array: ...
 
 def square_sums(arrays: list[F32]) -> list[float]: ...
 def adam_step(
-    p: list[F32],
+    p: list[Array],
     g: list[F32],
     m: list[Array],
     v: list[Array],
@@ -109,9 +109,10 @@ def adam_step(
     scale: float = 1.0,
     m_absmax: list[F32 | None] | None = None,
     v_absmax: list[F32 | None] | None = None,
+    random: list[tuple[int, int] | None] | None = None,
 ) -> None: ...
 def sgd_step(
-    p: list[F32],
+    p: list[Array],
     g: list[F32],
     buf: list[F32] | None,
     lr: float,
@@ -119,6 +120,7 @@ def sgd_step(
     weight_decay: float,
     nesterov: bool,
     scale: float = 1.0,
+    random: list[tuple[int, int] | None] | None = None,
 ) -> None: ...
 
 # ---- the machine's limits, and what ran when: csrc/pyx/profile.pxi ----

@@ -47,10 +47,11 @@ class Tensor:
     """An array on the tape.
 
     Attributes:
-        data: float32 array of any strides, shared with the array given; for frozen weights also float16 or
-            bfloat16, and bfloat16 for what flows through operations that serve it. A result on the tape is read-only,
+        data: float32 array of any strides, shared with the array given; for weights also bfloat16 and, where frozen,
+            float16; bfloat16 for what flows through operations that serve it. A result on the tape is read-only,
             because a vjp may read it again.
-        grad: what `backward` has accumulated (leaves only; of the tensor's type, contiguous, own memory), or None.
+        grad: what `backward` has accumulated (leaves only; f32 of a weight, whatever its type; contiguous, own
+            memory), or None.
         requires_grad: whether `backward` should reach it.
         version: how often `data` of a leaf was written in place. Whoever writes (an optimizer) adds one; a
             backward through values from before the write is then a GraphError, not a wrong gradient.
@@ -66,8 +67,8 @@ class Tensor:
             if array.dtype.kind not in "fiub":
                 raise DTypeError(f"Tensor: data of type {array.dtype}; give real numbers")
             array = array.astype(FLOAT32)
-        if requires_grad and array.dtype != FLOAT32:
-            raise DTypeError(f"Tensor: {array.dtype} is frozen storage; only float32 can require a gradient")
+        if requires_grad and array.dtype not in (FLOAT32, BFLOAT16):
+            raise DTypeError(f"Tensor: {array.dtype} is frozen storage; float32 and bfloat16 can require a gradient")
         self.data: Array = array if array.flags.aligned else array.copy()
         self.grad: Tensor | None = None
         self.requires_grad = requires_grad
@@ -89,6 +90,11 @@ class Tensor:
     @property
     def dtype(self) -> np.dtype[Any]:
         return self.data.dtype
+
+    @property
+    def is_leaf(self) -> bool:
+        """Whether it was given, not computed on the tape."""
+        return self._node is None
 
     @property
     def T(self) -> Tensor:

@@ -5,7 +5,7 @@
 
 #include <math.h>
 
-#include "multi.h"
+#include "stochastic.h"
 
 /* ---- Adam (Kingma & Ba 2015), AdamW with decoupled decay (Loshchilov & Hutter 2019) ---- */
 
@@ -64,13 +64,11 @@ static void adam_f32(const struct adam *settings, const struct en_param *param, 
 
 /* ---- SGD: g += decay·p; buf = momentum·buf + g; p -= lr·(nesterov ? g + momentum·buf : buf) ---- */
 
-static void sgd_piece(const struct multi *multi, int64_t piece, const struct en_param *param, int64_t begin,
-                      int64_t end) {
-    const struct en_sgd *s = multi->context;
+static void sgd_f32(const void *settings, const struct en_param *param, int64_t begin, int64_t end) {
+    const struct en_sgd *s = settings;
     float *ps = param->p, *bufs = param->m;
     vf lr = v_set((float)s->lr), momentum = v_set((float)s->momentum), decay = v_set((float)s->weight_decay);
     vf scale = v_set((float)s->scale);
-    (void)piece;
     for (int64_t i = begin; i < end; i += VL) {
         int64_t n = end - i;
         vf p = v_load_n(ps + i, n), g = v_fma(decay, p, v_mul(scale, v_load_n(param->g + i, n)));
@@ -81,6 +79,15 @@ static void sgd_piece(const struct multi *multi, int64_t piece, const struct en_
         }
         v_store_n(ps + i, v_fnma(lr, g, p), n);
     }
+}
+
+static void sgd_piece(const struct multi *multi, int64_t piece, const struct en_param *param, int64_t begin,
+                      int64_t end) {
+    (void)piece;
+    if (param->p_type == EN_BF16)
+        step_bf16(multi->context, param, begin, end, sgd_f32);
+    else
+        sgd_f32(multi->context, param, begin, end);
 }
 
 static en_status sgd_step(int64_t count, const struct en_param *params, const struct en_sgd *settings) {

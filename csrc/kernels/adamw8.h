@@ -121,25 +121,39 @@ static void adam8_rest(const struct adam *a, const struct codes *c, int64_t n, f
 
 static void adam8(const struct adam *a, const struct codes *c, const struct en_param *param, int64_t begin,
                   int64_t end) {
+    float *p = param->p;
     uint8_t *m = param->m, *v = param->v;
     for (int64_t i = begin; i < end; i += EN_MOMENT_BLOCK) {
         float *m_absmax = param->m_absmax + i / EN_MOMENT_BLOCK, *v_absmax = param->v_absmax + i / EN_MOMENT_BLOCK;
         if (end - i >= EN_MOMENT_BLOCK)
-            adam8_block(a, c, param->p + i, param->g + i, m + i, v + i, m_absmax, v_absmax);
+            adam8_block(a, c, p + i, param->g + i, m + i, v + i, m_absmax, v_absmax);
         else
-            adam8_rest(a, c, end - i, param->p + i, param->g + i, m + i, v + i, m_absmax, v_absmax);
+            adam8_rest(a, c, end - i, p + i, param->g + i, m + i, v + i, m_absmax, v_absmax);
     }
+}
+
+struct adam_work {
+    struct adam adam;
+    const struct codes *codes;
+};
+
+static void adam_range(const void *context, const struct en_param *param, int64_t begin, int64_t end) {
+    const struct adam_work *w = context;
+    if (param->m_absmax)
+        adam8(&w->adam, w->codes, param, begin, end);
+    else
+        adam_f32(&w->adam, param, begin, end);
 }
 
 static void adam_piece(const struct multi *multi, int64_t piece, const struct en_param *param, int64_t begin,
                        int64_t end) {
-    const struct codes *c = multi->context;
-    struct adam a = adam_at(c->settings, param->step);
+    const struct codes *codes = multi->context;
+    struct adam_work w = {adam_at(codes->settings, param->step), codes};
     (void)piece;
-    if (param->m_absmax)
-        adam8(&a, c, param, begin, end);
+    if (param->p_type == EN_BF16)
+        step_bf16(&w, param, begin, end, adam_range);
     else
-        adam_f32(&a, param, begin, end);
+        adam_range(&w, param, begin, end);
 }
 
 static en_status adam_step(int64_t count, const struct en_param *params, const struct en_adam *settings) {

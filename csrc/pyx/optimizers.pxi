@@ -57,6 +57,31 @@ cdef class Params:
         same_shape(a, grad, self.op, name, "g")
         return a
 
+    cdef int parameter(self, Py_ssize_t i, object p, object random, cnp.ndarray grad) except -1:
+        """f32 or bf16 of the gradient's shape, to be written; random: (seed, offset) of bf16."""
+        cdef cnp.ndarray a = plain(p, self.op, "p")
+        cdef en_param *param = self.at(i)
+        weight_type(a, self.op, "p", &param.p_type)
+        if param.p_type == EN_F32:
+            param.p = floats(self.state(p, "p", grad))
+            return 0
+        if param.p_type != EN_BF16:
+            raise DTypeError(f"{self.op}: p must be float32 or bfloat16, not {(<object>a).dtype}")
+        if random is None:
+            raise UsageError(f"{self.op}: p of bfloat16 needs random, the seed and offset of its rounding")
+        param.seed, param.offset = random
+        param.p = cnp.PyArray_DATA(self.own(a, "p", grad))
+        return 0
+
+    cdef cnp.ndarray own(self, cnp.ndarray a, str name, cnp.ndarray grad):
+        """An array of 8 or 16 bits that will be written."""
+        if not (cnp.PyArray_IS_C_CONTIGUOUS(a) and cnp.PyArray_ISALIGNED(a)):
+            raise ShapeError(f"{self.op}: {name} is written in place and must be C-contiguous")
+        if not cnp.PyArray_ISWRITEABLE(a):
+            raise DTypeError(f"{self.op}: {name} is written in place but read-only")
+        same_shape(a, grad, self.op, name, "g")
+        return self.keep(a, True)
+
     cdef int moment(self, object x, object absmax, str name, cnp.ndarray grad, void **data, float **scales) except -1:
         """f32 of the gradient's shape, or codes of that shape with the largest magnitude of each block."""
         cdef cnp.ndarray a, s
@@ -67,16 +92,11 @@ cdef class Params:
         a = plain(x, self.op, name)
         if cnp.PyArray_TYPE(a) != cnp.NPY_UINT8:
             raise DTypeError(f"{self.op}: {name} must be uint8 where it has magnitudes, not {(<object>a).dtype}")
-        if not cnp.PyArray_IS_C_CONTIGUOUS(a):
-            raise ShapeError(f"{self.op}: {name} is written in place and must be C-contiguous")
-        if not cnp.PyArray_ISWRITEABLE(a):
-            raise DTypeError(f"{self.op}: {name} is written in place but read-only")
-        same_shape(a, grad, self.op, name, "g")
+        data[0] = cnp.PyArray_DATA(self.own(a, name, grad))
         s = self.keep(writable(absmax, self.op, name + "_absmax"), True)
         blocks = (cnp.PyArray_SIZE(a) + EN_MOMENT_BLOCK - 1) // EN_MOMENT_BLOCK
         if shape_of(s) != (blocks,):
             raise ShapeError(f"{self.op}: {name}_absmax has shape {shape_of(s)}; {name} has {blocks} blocks")
-        data[0] = cnp.PyArray_DATA(self.keep(a, True))
         scales[0] = floats(s)
         return 0
 
@@ -122,13 +142,16 @@ def square_sums(list arrays not None):
 
 
 def adam_step(list p not None, g, m, v, steps, double lr, double beta1, double beta2, double eps, double weight_decay,
-              bint decoupled, double scale=1.0, m_absmax=None, v_absmax=None):
+              bint decoupled, double scale=1.0, m_absmax=None, v_absmax=None, random=None):
     """One step of Adam on every parameter, in place on p, m and v (lists of f32 arrays, C-contiguous, each of one shape
     with its g). steps: counts from 1, a list. The decay acts on p directly where decoupled (AdamW), else through the
     gradient. scale: of every gradient, before anything else; g itself stays.
 
     m_absmax, v_absmax: lists of None, or of f32 arrays (blocks of 256 elements,) where m and v are of uint8 codes; all
     zero at first. Written in place too. csrc/kernels/adamw8.h has the codes.
+
+    random: a list of None, or of (seed, offset) where p is bfloat16: it is rounded stochastically with the random numbers
+    there; 128 for each begun 256 elements.
     """
     cdef const en_kernels *k = kernels()
     cdef Params params = Params("adam_step", len(p))
@@ -137,13 +160,14 @@ def adam_step(list p not None, g, m, v, steps, double lr, double beta1, double b
     cdef list gs = params.column(g, "g"), ms = params.column(m, "m"), vs = params.column(v, "v")
     cdef list clocks = params.column(steps, "steps")
     cdef list m_scales = params.column([None] * count if m_absmax is None else m_absmax, "m_absmax")
+    cdef list places = params.column([None] * count if random is None else random, "random")
     cdef list v_scales = params.column([None] * count if v_absmax is None else v_absmax, "v_absmax")
     cdef en_param *param
     cdef cnp.ndarray grad
     for i in range(count):
         param = params.at(i)
         grad = params.gradient(i, gs[i])
-        param.p = floats(params.state(p[i], "p", grad))
+        params.parameter(i, p[i], places[i], grad)
         if (m_scales[i] is None) != (v_scales[i] is None):
             raise UsageError("adam_step: m_absmax and v_absmax go together")
         params.moment(ms[i], m_scales[i], "m", grad, &param.m, &param.m_absmax)
@@ -159,20 +183,23 @@ def adam_step(list p not None, g, m, v, steps, double lr, double beta1, double b
     check(status, "adam_step", 0, params.traffic)
 
 
-def sgd_step(list p not None, g, buf, double lr, double momentum, double weight_decay, bint nesterov, double scale=1.0):
+def sgd_step(list p not None, g, buf, double lr, double momentum, double weight_decay, bint nesterov, double scale=1.0,
+             random=None):
     """One step of stochastic gradient descent on every parameter, in place on p and on buf, a list of the momenta,
-    which start at 0 (None: no momentum). scale: of every gradient, before anything else; g itself stays."""
+    which start at 0 (None: no momentum). scale: of every gradient, before anything else; g itself stays. random: as of
+    adam_step."""
     cdef const en_kernels *k = kernels()
     cdef Params params = Params("sgd_step", len(p))
     cdef en_sgd settings = en_sgd(lr, momentum, weight_decay, scale, nesterov)
     cdef Py_ssize_t i, count = params.count
     cdef list gs = params.column(g, "g"), bufs = None if buf is None else params.column(buf, "buf")
+    cdef list places = params.column([None] * count if random is None else random, "random")
     cdef cnp.ndarray grad
     if bufs is None and momentum != 0:
         raise UsageError(f"sgd_step: momentum={momentum} needs buf")
     for i in range(count):
         grad = params.gradient(i, gs[i])
-        params.at(i).p = floats(params.state(p[i], "p", grad))
+        params.parameter(i, p[i], places[i], grad)
         if bufs is not None:
             params.at(i).m = floats(params.state(bufs[i], "buf", grad))
     params.apart()

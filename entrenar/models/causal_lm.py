@@ -86,14 +86,14 @@ class CausalLM(Module):
             if len(shape) == 1:
                 values = empty(DTYPES["f32"])
                 values.fill(0.0 if name.endswith(".bias") else 1.0)
-                return Tensor(values, requires_grad=storage == np.float32)
+                return Tensor(values, requires_grad=storage != np.float16)
             values = empty(storage)
             rng = np.random.Generator(np.random.PCG64([seed, places[name]]))
             into_residual = name.endswith(("o_proj.weight", "down_proj.weight"))
             deviation = np.float32(residual if into_residual else config.initializer_range)
             for part in np.array_split(values, -(-values.size // DRAWN)):
                 part[...] = rng.standard_normal(part.shape, np.float32) * deviation
-            return Tensor(values, requires_grad=storage == np.float32)
+            return Tensor(values, requires_grad=storage != np.float16)
 
         return cls(config, random)
 

@@ -125,7 +125,7 @@ class _Weights:
             raise UnsupportedError(path, extra[0], "the architecture has no such tensor; its meaning is not served")
         memory.require(sizes, str(path))
         self._keep = wanted is None
-        self._trainable = all(dtype == np.float32 for dtype in self._target.values())
+        self._trainable = wanted == DTYPES["bf16"] or all(dtype == np.float32 for dtype in self._target.values())
 
     def take(self, hf: str, shape: tuple[int, ...], empty: Empty) -> Tensor:
         name, transform = self._names[hf]

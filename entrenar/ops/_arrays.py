@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from entrenar.backend import cpu
 from entrenar.errors import DTypeError, ShapeError
-from entrenar.tensor import Array
+from entrenar.tensor import BFLOAT16, FLOAT32, Array, Tensor
 
 
 def contiguous(x: Array) -> Array:
@@ -27,6 +27,12 @@ def like(x: Array) -> Array:
 def rows(x: Array) -> Array:
     """(..., d) -> (N, d), contiguous."""
     return contiguous(x).reshape(math.prod(x.shape[:-1]), x.shape[-1])
+
+
+def check_gradient(name: str, weight: Tensor) -> None:
+    """Gradients of weights are f32 whatever the weight's type: float16 has none, and bfloat16 only as a leaf."""
+    if weight.requires_grad and weight.dtype != FLOAT32 and not (weight.dtype == BFLOAT16 and weight.is_leaf):
+        raise DTypeError(f"{name}: a {weight.dtype} weight that is no bfloat16 leaf has no gradient")
 
 
 def unbroadcast(g: Array, shape: tuple[int, ...]) -> Array:

@@ -5,22 +5,21 @@ from __future__ import annotations
 import numpy.typing as npt
 
 from entrenar.backend import cpu
-from entrenar.errors import DTypeError, ShapeError
-from entrenar.ops._arrays import as_ids, contiguous
+from entrenar.errors import ShapeError
+from entrenar.ops._arrays import as_ids, check_gradient, contiguous
 from entrenar.ops.cast import type_named
-from entrenar.tensor import FLOAT32, Array, Tensor, Vjp, op
+from entrenar.tensor import Array, Tensor, Vjp, op
 
 
 @op(half=("weight",))
 def embedding(weight: Tensor, ids: npt.ArrayLike, dtype: str = "f32") -> tuple[Array, Vjp]:
-    """weight[ids] as "f32" or "bf16": weight (V, D), float16 or bfloat16 where frozen, ids integers of any shape.
+    """weight[ids] as "f32" or "bf16": weight (V, D), float16 where frozen, ids integers of any shape.
 
     An id outside 0 … V - 1 is an error that names it.
     """
     if weight.ndim != 2:
         raise ShapeError(f"embedding: weight {weight.shape}; needed is (V, D)")
-    if weight.requires_grad and weight.dtype != FLOAT32:
-        raise DTypeError(f"embedding: a {weight.dtype} weight is frozen storage and has no gradient")
+    check_gradient("embedding", weight)
     rows, vocab = as_ids("embedding", ids), weight.shape[0]
     out = cpu.embedding(contiguous(weight.data), rows, type_named("embedding", dtype))
     return out, lambda g: (cpu.embedding_backward(contiguous(g), rows, vocab),)

@@ -53,7 +53,7 @@ def linear(
 ) -> tuple[Array, Vjp]:
     """x Wᵀ + b + s (x Aᵀ) Bᵀ, one node with a fused way back.
 
-    x (..., in), float32 or bfloat16, as is the result; weight (out, in), float16 or bfloat16 where frozen, bias (out,).
+    x (..., in), float32 or bfloat16, as is the result; weight (out, in), float16 where frozen, bias (out,).
     lora: (A (r, in), B (out, r), s), or (A, B, s, x_lora) where x_lora (..., in) stands for x in the low-rank
         part (x after dropout).
     """

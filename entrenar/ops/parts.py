@@ -9,7 +9,7 @@ import numpy as np
 
 from entrenar.backend import cpu
 from entrenar.errors import DTypeError, ShapeError, UsageError
-from entrenar.ops._arrays import contiguous
+from entrenar.ops._arrays import check_gradient, contiguous
 from entrenar.tensor import FLOAT32, Array, Tensor
 
 _ZERO = np.zeros(1, FLOAT32)
@@ -29,7 +29,7 @@ class Lora(NamedTuple):
 
 
 class Part(NamedTuple):
-    """A linear layer: weight (out, in), float16 or bfloat16 where frozen; bias (out,) float32."""
+    """A linear layer: weight (out, in), float16 where frozen; bias (out,) float32."""
 
     weight: Tensor
     bias: Tensor | None = None
@@ -199,8 +199,7 @@ def _check(name: str, weight: Tensor, bias: Tensor | None, lora: Lora | None, d_
     if weight.ndim != 2 or weight.shape[1] != d_in:
         raise ShapeError(f"{name}: a weight {weight.shape} for an input (..., {d_in}); needed is (out, {d_in})")
     d_out = weight.shape[0]
-    if weight.requires_grad and weight.dtype != FLOAT32:
-        raise DTypeError(f"{name}: a {weight.dtype} weight is frozen storage and has no gradient")
+    check_gradient(name, weight)
     if bias is not None and bias.shape != (d_out,):
         raise ShapeError(f"{name}: bias {bias.shape} with a weight {weight.shape}; needed is ({d_out},)")
     if lora is not None:

@@ -49,7 +49,7 @@ class Adam(Optimizer):
         cpu.adam_step(
             data, grads, self._slot(names, "m"), self._slot(names, "v"), [self.steps[name] for name in names],
             lr, self.beta1, self.beta2, self.eps, self.weight_decay, self.decoupled, scale,
-            self._slot(names, "m_absmax"), self._slot(names, "v_absmax"),
+            self._slot(names, "m_absmax"), self._slot(names, "v_absmax"), self._random(data),
         )  # fmt: skip
 
 

@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from entrenar.errors import CheckpointError, ConfigError, DTypeError, ShapeError
-from entrenar.tensor import Tensor
+from entrenar.random import default_rng
+from entrenar.tensor import BFLOAT16, FLOAT32, Tensor
 
 Array = npt.NDArray[Any]
 Layout = Mapping[str, tuple[tuple[int, ...], type[np.generic]]]  # of a parameter's state: name -> shape, dtype
@@ -21,7 +22,8 @@ class Optimizer(ABC):
     """Base of `SGD`, `Adam` and `AdamW`.
 
     A subclass describes a parameter's state arrays in `_layout` and updates all parameters in `_update`. State is
-    made at a parameter's first gradient, of zeros; a parameter without a gradient is left as it is.
+    made at a parameter's first gradient, of zeros; a parameter without a gradient is left as it is. Parameters in
+    bfloat16 are stepped in f32 and rounded stochastically, with the random numbers of `default_rng`.
 
     Args:
         params: Tensors, or (name, Tensor) pairs; unnamed ones are called "0", "1", …
@@ -29,7 +31,7 @@ class Optimizer(ABC):
 
     Raises:
         ConfigError: no parameter, one that comes twice or can't be written in place, or an impossible number.
-        DTypeError: a parameter that is not f32.
+        DTypeError: a parameter that is neither f32 nor bf16.
     """
 
     def __init__(self, params: Iterable[Tensor | tuple[str, Tensor]], lr: float) -> None:
@@ -39,8 +41,9 @@ class Optimizer(ABC):
             if not isinstance(tensor, Tensor):
                 kind = type(tensor).__name__
                 raise DTypeError(f"{type(self).__name__}: parameter {name} is of type {kind}, not a Tensor")
-            if tensor.data.dtype != np.float32:
-                raise DTypeError(f"{type(self).__name__}: parameter {name} is {tensor.data.dtype}, not float32")
+            if tensor.data.dtype not in (FLOAT32, BFLOAT16):
+                kind = f"{tensor.data.dtype}, not float32 or bfloat16"
+                raise DTypeError(f"{type(self).__name__}: parameter {name} is {kind}")
             if not (tensor.data.flags.c_contiguous and tensor.data.flags.writeable):
                 raise ConfigError("params", f"{name} is a view or read-only memory; give it an array of its own")
             if name in self.params:
@@ -89,6 +92,11 @@ class Optimizer(ABC):
     @abstractmethod
     def _update(self, names: list[str], data: list[Array], grads: list[Array], lr: float, scale: float) -> None:
         """Writes the parameters and their state in place; their `steps` count this one already."""
+
+    @staticmethod
+    def _random(data: list[Array]) -> list[tuple[int, int] | None]:
+        """Where the random numbers for rounding each bf16 parameter begin: 128 for each begun 256 elements."""
+        return [default_rng.take(-(-array.size // 256) * 128) if array.dtype == BFLOAT16 else None for array in data]
 
     def _slot(self, names: list[str], slot: str) -> list[Any]:
         """That array of each parameter's state, None where it has none."""

@@ -44,4 +44,6 @@ class SGD(Optimizer):
 
     def _update(self, names: list[str], data: list[Array], grads: list[Array], lr: float, scale: float) -> None:
         momenta = self._slot(names, "momentum") if self.momentum else None
-        cpu.sgd_step(data, grads, momenta, lr, self.momentum, self.weight_decay, self.nesterov, scale)
+        cpu.sgd_step(
+            data, grads, momenta, lr, self.momentum, self.weight_decay, self.nesterov, scale, self._random(data)
+        )

@@ -57,9 +57,28 @@ def test_16_bit_storage_is_refused_elsewhere(dtype: type) -> None:
         with pytest.raises(DTypeError, match=r"float16.*ops\.cast"):
             call()
     w.requires_grad = True
-    for call in (lambda: ops.linear(x, w), lambda: ops.embedding(w, [0]), lambda: x @ w):
+    leaf = dtype == ml_dtypes.bfloat16
+    computed = ops.cast(Tensor(np.ones((3, 3)), requires_grad=True), "bf16") if leaf else w
+    for call in (lambda: ops.linear(x, computed), lambda: ops.embedding(computed, [0]), lambda: x @ w):
         with pytest.raises(DTypeError, match="no gradient"):
             call()
+
+
+def test_a_leaf_in_bf16_has_gradients_in_f32() -> None:
+    rng = np.random.default_rng(1)
+    values, x = rng.standard_normal((5, 4)).astype(ml_dtypes.bfloat16), Tensor(rng.standard_normal((6, 4)))
+    labels = rng.integers(5, size=6)
+    for call in (
+        lambda w: (ops.linear(x, w) * ops.linear(x, w)).sum(),
+        lambda w: (ops.embedding(w, [1, 4, 1]) * ops.embedding(w, [1, 4, 2])).sum(),
+        lambda w: ops.linear_cross_entropy(x, ops.Part(w), labels),
+    ):
+        half, full = Tensor(values, requires_grad=True), Tensor(values.astype(np.float32), requires_grad=True)
+        for w in (half, full):
+            call(w).backward()
+            call(w).backward()
+        assert half.grad.dtype == np.float32
+        np.testing.assert_allclose(half.grad.data, full.grad.data, rtol=1e-6)
 
 
 # ---- pow at its corners

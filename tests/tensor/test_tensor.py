@@ -29,8 +29,9 @@ def test_float32_is_shared_and_16_bit_storage_kept() -> None:
     assert np.shares_memory(Tensor(a).numpy(), a)
     for dtype in (np.float16, ml_dtypes.bfloat16):
         assert Tensor(np.ones(2, dtype)).dtype == dtype
-        with pytest.raises(DTypeError, match="only float32"):
-            Tensor(np.ones(2, dtype), requires_grad=True)
+    assert Tensor(np.ones(2, ml_dtypes.bfloat16), requires_grad=True).requires_grad
+    with pytest.raises(DTypeError, match="float16 is frozen storage"):
+        Tensor(np.ones(2, np.float16), requires_grad=True)
 
 
 def test_unaligned_data_is_copied() -> None:
