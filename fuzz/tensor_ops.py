@@ -164,6 +164,9 @@ CALLS: list[Callable[[Draw], Any]] = [
         [d.own("t")], [d.own("t")],
     ),
     lambda d: cpu.sgd_step([d.own("mn")], [d("mn")], [d.own("mn")] if d.bool() else None, 0.1, 0.5, 0.1, d.bool()),
+    lambda d: cpu.sgd_step(
+        [d.own("mn").astype(d.pick(TYPES[1:4]))], [d("mn")], None, 0.1, 0.0, 0.1, False, 1.0, [(d.int(0, 9), 2**64 - 1)]
+    ),
     lambda d: cpu.square_sums([d("mn"), d("k")]),
     lambda d: getattr(ops, d.pick(["neg", "exp", "log", "relu", "gelu", "silu"]))(d.tensor("bmn")),
     lambda d: getattr(ops, d.pick(BINARY))(d.tensor("bmn"), d.tensor(d.pick(["bmn", "n", "mn", ""]))),

@@ -38,8 +38,8 @@ IGNORE = -100  # a label that does not count, as in Hugging Face's trainers
 class CausalLM(Module):
     """A language model of the Llama family.
 
-    Weights are `Tensor`s under Hugging Face's module paths. Those in f32 are trainable until `add_lora` freezes them;
-    those in 16 bit are frozen. Matrices may be f32, f16 or bf16; norms and biases are always f32, and so is all
+    Weights are `Tensor`s under Hugging Face's module paths. Those in f32 are trainable until `add_lora` freezes them,
+    those in bf16 where bf16 was asked for; others in 16 bit are frozen. Matrices may be f32, f16 or bf16; norms and biases are always f32, and so is all
     arithmetic.
 
     Attributes:
@@ -67,7 +67,8 @@ class CausalLM(Module):
         and on each weight's place only.
 
         Args:
-            dtype: type of the matrices; ``"auto"`` is f32, which alone can be trained.
+            dtype: type of the matrices; ``"auto"`` is f32. ``"bf16"`` is trained with stochastic rounding, ``"f16"``
+                is frozen.
 
         Raises:
             MemoryLimitError: the weights would not fit; ConfigError: `dtype` or `quant` is not served.

@@ -33,7 +33,8 @@ def load(path: str | PathLike[str], quant: str | None = None, dtype: DTypeName =
 
     Matrices stay in their stored type (f32, f16, bf16); quantized ones expand to f16, whose rounding is far below
     their own, or to f32 where a value exceeds f16's range. Norms and biases become f32. All arithmetic is in f32.
-    A model whose weights are all f32 in memory is trainable as a whole; otherwise it is frozen, for adapters.
+    A model whose weights are all f32 in memory is trainable as a whole, and one for which `dtype` asks for bf16, with
+    stochastic rounding; otherwise it is frozen, for adapters.
 
     Args:
         path: a ``.gguf`` file (the first of its shards), or a directory with config.json and safetensors.

@@ -37,7 +37,7 @@ class Embedding(Module):
 class Linear(Module):
     """x (…, in) · weight (out, in)ᵀ + bias (out,), plus the adapter's low-rank product where there is one.
 
-    `weight` is trainable f32, or frozen f32, bf16 or f16.
+    `weight` is f32 or bf16, trainable or frozen, or frozen f16.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from kernels.checks import TAILS, assert_close, floats, wide
+from kernels.checks import BF16, TAILS, assert_close, floats, wide
 from kernels.guard import guarded
+from kernels.test_dropout import words
 
 from entrenar import _native
 from entrenar.errors import DTypeError, ShapeError, UsageError
@@ -76,7 +77,14 @@ def test_results_do_not_depend_on_threads(isa: str, same_on_any_threads) -> None
         _native.sgd_step(p, many(4), buf, 1e-3, 0.9, 0.01, True)
         return (*p, *buf)
 
-    for call in (adam, adam8, sgd, lambda: np.array(_native.square_sums(many(1)))):
+    def half() -> tuple[np.ndarray, ...]:
+        p, (m, v, ms, vs) = [x.astype(BF16) for x in many(1)], moments8(SIZES)
+        where = [(3, 1000 * i) for i in range(len(p))]
+        _native.adam_step(p, many(4), m, v, [1] * len(p), *SETTINGS8, 0.7, ms, vs, where)
+        _native.sgd_step(p, many(5), None, 0.1, 0.0, 0.1, False, 1.0, where)
+        return (*p, *m, *v)
+
+    for call in (adam, adam8, sgd, half, lambda: np.array(_native.square_sums(many(1)))):
         same_on_any_threads(call)
 
 
@@ -207,6 +215,68 @@ def test_a_block_of_zeros_and_one_of_denormals(isa: str) -> None:
     assert np.isfinite(p).all()
 
 
+# ---- parameters in bf16 ----
+
+
+def random_halves(n: int, seed: int, offset: int) -> np.ndarray:
+    """16 random bits an element: 256 of them take the low halves of word k of counter j, k outside, then the high."""
+    found = []
+    for block in range(-(-n // 256)):
+        word = words(128, seed, offset + 32 * block).astype(np.int64).reshape(32, 4).T.reshape(-1)
+        found += [word & 0xFFFF, word >> 16]
+    return np.concatenate(found)[:n]
+
+
+def rounded(x: np.ndarray, bits: np.ndarray) -> np.ndarray:
+    up = np.asarray(x, np.float32).view(np.uint32).astype(np.int64) + bits
+    return (up >> 16).astype(np.uint16).view(BF16)
+
+
+@pytest.mark.tier1
+def test_a_step_of_bf16_is_the_step_of_f32_rounded_by_the_random_bits(isa: str) -> None:
+    for n in [*range(1, 66, 4), 255, 256, 257, 700]:
+        start, seed, offset = floats(n, n).astype(BF16), 7 + (n << 40), 2**64 - 5
+        p, wide_p, g = start.copy(), start.astype(np.float32), floats(n + 1, n)
+        states = [[np.zeros(n, np.float32) for _ in "mv"] for _ in range(2)]
+        coded = [moments8((n,)) for _ in range(2)]
+        where = [(seed, offset)]
+        for step in (1, 2):
+            for one, (m, v) in ((p, states[0]), (wide_p, states[1])):
+                _native.adam_step([one], [g], [m], [v], [step], *SETTINGS8, 0.5, random=where)
+            wide_p = rounded(wide_p, random_halves(n, seed, offset)).astype(np.float32)
+            np.testing.assert_array_equal(p.astype(np.float32), wide_p)
+            for one, (mc, vc, ms, vs) in ((p, coded[0]), (wide_p, coded[1])):
+                _native.adam_step([one], [g], mc, vc, [step], *SETTINGS8, 0.5, ms, vs, where)
+            wide_p = rounded(wide_p, random_halves(n, seed, offset)).astype(np.float32)
+            np.testing.assert_array_equal(p.astype(np.float32), wide_p)
+            for one in (p, wide_p):
+                _native.sgd_step([one], [g], None, 0.01, 0.0, 0.1, False, random=where)
+            wide_p = rounded(wide_p, random_halves(n, seed, offset)).astype(np.float32)
+            np.testing.assert_array_equal(p.astype(np.float32), wide_p)
+        assert [x.tobytes() for x in states[0]] == [x.tobytes() for x in states[1]]
+        assert [x[0].tobytes() for x in coded[0]] == [x[0].tobytes() for x in coded[1]]
+
+
+def test_rounding_is_right_on_average_and_special_values_stay(isa: str) -> None:
+    n = 200_000
+    for value in (1 + 2**-10, -(1 + 2**-9 + 2**-14), 3e-39):  # between two neighbours
+        p = np.zeros(n, BF16)
+        _native.sgd_step([p], [np.full(n, -value, np.float32)], None, 1.0, 0.0, 0.0, False, random=[(1, 2)])
+        low, high = np.unique(p.astype(np.float64))
+        assert low < value < high
+        share = (value - low) / (high - low)
+        assert (p.astype(np.float64) == high).mean() == pytest.approx(share, abs=4 * (share / n) ** 0.5)
+    special = np.array([np.inf, -np.inf, np.nan, 0.0, 1.5, -2.0], np.float32)
+    p = np.zeros(6, BF16)
+    _native.sgd_step([p], [-special], None, 1.0, 0.0, 0.0, False, random=[(1, 2)])
+    np.testing.assert_array_equal(p.astype(np.float32), special)
+    p = np.zeros(300, BF16)  # the smallest NaN pattern of f32, and the largest
+    for bits in (0x7F800001, 0xFFFFFFFF):
+        g = np.full(300, bits, np.uint32).view(np.float32)
+        _native.sgd_step([p], [g], None, 1.0, 0.0, 0.0, False, random=[(1, 2)])
+        assert np.isnan(p.astype(np.float32)).all()
+
+
 def test_nothing_beyond_the_arrays_is_touched(isa: str) -> None:
     for n in (1, 17, 255, 257, 513):
         codes, scales = [guarded(np.zeros(n, np.uint8)) for _ in "mv"], np.zeros(-(-n // BLOCK), np.float32)
@@ -217,6 +287,10 @@ def test_nothing_beyond_the_arrays_is_touched(isa: str) -> None:
         _native.adam_step([p], [g], [m], [v], [1], *SETTINGS8)
         _native.sgd_step([p], [g], [m], 0.1, 0.9, 0.1, True)
         assert _native.square_sums([g])[0] > 0
+        half = guarded(floats(9, n), BF16)
+        _native.adam_step([half], [g], [m], [v], [1], *SETTINGS8, random=[(1, 2)])
+        _native.adam_step([half], [g], codes[:1], codes[1:], [1], *SETTINGS8, 1.0, absmax[:1], absmax[1:], [(1, 2)])
+        _native.sgd_step([half], [g], [m], 0.1, 0.9, 0.1, True, random=[(1, 2)])
         assert np.isfinite(p).all()
 
 
@@ -237,6 +311,16 @@ def test_what_can_not_be_stepped() -> None:
         _native.adam_step([p], [g], [p.copy()], [p.copy()], [0], *rest[1:])
     with pytest.raises(UsageError, match=r"momentum=0\.9 needs buf"):
         _native.sgd_step([p], [g], None, 0.1, 0.9, 0.0, False)
+    half = p.astype(BF16)
+    with pytest.raises(UsageError, match="p of bfloat16 needs random"):
+        _native.sgd_step([half], [g], None, 0.1, 0.0, 0.0, False)
+    with pytest.raises(DTypeError, match="p must be float32 or bfloat16, not float16"):
+        _native.sgd_step([p.astype(np.float16)], [g], None, 0.1, 0.0, 0.0, False)
+    with pytest.raises(ShapeError, match="p is written in place"):
+        _native.sgd_step([np.zeros(8, BF16)[::2]], [g], None, 0.1, 0.0, 0.0, False, random=[(1, 2)])
+    half.flags.writeable = False
+    with pytest.raises(DTypeError, match="read-only"):
+        _native.sgd_step([half], [g], None, 0.1, 0.0, 0.0, False, random=[(1, 2)])
     with pytest.raises(UsageError, match="m must be a list with an entry for each of 1 parameters"):
         _native.adam_step([p], [g], [], [g], *rest)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from entrenar.errors import CheckpointError, ConfigError, DTypeError, ShapeError
 from entrenar.optim import SGD, Adam, AdamW, AdamW8bit, Optimizer, clip_grad_norm, clip_scale, grad_norm
-from entrenar.tensor import Tensor
+from entrenar.tensor import Tensor, default_rng, manual_seed
 
 pytestmark = pytest.mark.tier1
 
@@ -299,18 +300,46 @@ def test_a_parameter_that_is_seldom_seen_does_not_leap() -> None:
     assert np.abs(tensor.data[1::256]).max() < 0.1
 
 
-def test_moments_of_a_byte_learn_as_well() -> None:
+@pytest.mark.parametrize("kind", ["AdamW8bit", "bf16 weights", "both"])
+def test_what_takes_less_memory_learns_as_well(kind: str) -> None:
     rng = np.random.default_rng(4)
     inputs = rng.standard_normal((512, 64)) * 10.0 ** rng.uniform(-1, 0.5, 64)  # features of unlike size
     targets = np.tanh(inputs @ rng.standard_normal((64, 80)) / 16) + 0.1 * rng.standard_normal((512, 80))
 
-    def final_loss(kind: type[AdamW]) -> float:
-        weight = Tensor(np.zeros((64, 80)), requires_grad=True)
+    def final_loss(kind: type[AdamW], dtype: type) -> float:
+        weight = Tensor(np.zeros((64, 80), dtype), requires_grad=True)
         optimizer = kind([weight], lr=3e-3)
         for step in range(300):
             x, y = (a[step % 8 :: 8] for a in (inputs, targets))
-            give(weight, (x.T @ (x @ weight.data - y) / len(x)).astype(np.float32))
+            w = weight.data.astype(np.float64)
+            give(weight, (x.T @ (x @ w - y) / len(x)).astype(np.float32))
             optimizer.step(3e-3 * (1 - step / 300))
-        return float(((inputs @ weight.data - targets) ** 2).mean())
+        return float(((inputs @ weight.data.astype(np.float64) - targets) ** 2).mean())
 
-    assert final_loss(AdamW8bit) == pytest.approx(final_loss(AdamW), rel=0.01)
+    ours = final_loss(
+        AdamW if kind == "bf16 weights" else AdamW8bit, np.float32 if kind == "AdamW8bit" else ml_dtypes.bfloat16
+    )
+    assert ours == pytest.approx(final_loss(AdamW, np.float32), rel=0.01)
+
+
+# ---- weights in bf16 ----
+
+
+def test_steps_too_small_for_bf16_add_up_and_resume_bit_for_bit() -> None:
+    def run(tensor: Tensor, optimizer: Optimizer, steps: int) -> None:
+        for _ in range(steps):
+            give(tensor, np.ones(1000, np.float32))
+            optimizer.step()
+
+    manual_seed(5)
+    whole = Tensor(np.ones(1000, ml_dtypes.bfloat16), requires_grad=True)
+    optimizer = SGD([("w", whole)], lr=2.0**-14, momentum=0.0)
+    run(whole, optimizer, 1000)
+    middle, random = whole.data.copy(), default_rng.state_dict()
+    run(whole, optimizer, 1000)
+    # Each step is 1/32 of half the distance to the next bf16 number: rounded to nearest, nothing would move.
+    assert whole.data.astype(np.float64).mean() == pytest.approx(1 - 2000 * 2.0**-14, abs=2e-3)
+    default_rng.load_state_dict(random)
+    resumed = Tensor(middle, requires_grad=True)
+    run(resumed, SGD([("w", resumed)], lr=2.0**-14), 1000)
+    assert resumed.data.tobytes() == whole.data.tobytes()

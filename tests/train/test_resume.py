@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import tiny
 
+import entrenar as en
 from entrenar.errors import CheckpointError, UsageError
 from entrenar.observe import Event, subscribed
 from entrenar.observe.sinks import read_metrics
@@ -160,6 +161,22 @@ def test_moments_of_a_byte_are_resumed_bit_for_bit(tmp_path: Path, monkeypatch: 
     assert tiny.run(tmp_path / "run", resume=True, **settings)[0] == bits
     assert rows(tmp_path / "run") == rows(tmp_path / "whole")
     assert tiny.run(tmp_path / "exact", lora=False)[0] != bits
+
+
+def test_weights_in_bf16_are_resumed_bit_for_bit(tmp_path: Path) -> None:
+    def run(out: Path, resume: bool = False) -> dict[str, bytes]:
+        model = en.CausalLM.from_config(tiny.model().config, dtype="bf16")
+        Trainer(model, tiny.data(), tiny.config(out, resume=resume)).fit()
+        assert {str(weight.dtype) for weight in model.parameters()} == {"bfloat16", "float32"}  # matrices and norms
+        return tiny.weights(model)
+
+    whole = run(tmp_path / "whole")
+    with strike_at("train.step", 6, signal.SIGTERM):
+        run(tmp_path / "run")
+    assert run(tmp_path / "run", resume=True) == whole
+    assert rows(tmp_path / "run") == rows(tmp_path / "whole")
+    losses = [row["loss"] for row in rows(tmp_path / "run") if "loss" in row]
+    assert losses[-1] < losses[0]
 
 
 def test_a_finished_run_resumed_is_finished(tmp_path: Path, whole: tuple) -> None:
