@@ -39,8 +39,8 @@ class CausalLM(Module):
     """A language model of the Llama family.
 
     Weights are `Tensor`s under Hugging Face's module paths. Those in f32 are trainable until `add_lora` freezes them,
-    those in bf16 where bf16 was asked for; others in 16 bit are frozen. Matrices may be f32, f16 or bf16; norms and biases are always f32, and so is all
-    arithmetic.
+    those in bf16 where bf16 was asked for; others in 16 bit are frozen. Matrices may be f32, f16 or bf16; norms and
+    biases are always f32, and so is all arithmetic.
 
     Attributes:
         config: the `ModelConfig`. tokenizer: the `Tokenizer`, or None. adapter: the attached `LoraConfig`, or None.
