@@ -27,47 +27,42 @@ enum {
 
 static const float log2_e = 0x1.715476p+0f, log_2 = 0x1.62e43p-1f;
 
-/* Keys and values of one kv head that a task has packed so far, from key `first` on. */
+/* Keys and values of one kv head, packed a block at a time; a task keeps those it will meet again. */
 struct attention_keys {
-    int64_t first, width; /* of a packed value, in words */
+    int64_t first, slots; /* block i, counted from key `first`, goes to slot i % slots */
+    int64_t width;        /* of a packed value, in words */
     float *k, *v;         /* (keys, words of d), (words of keys, width) */
-    char *ready;          /* a block each */
+    int64_t *held;        /* the block in each slot, or -1 */
 };
 
-static size_t keys_bytes(const struct en_attention *p, int64_t keys) {
-    const int64_t n = ceil_div(keys, ATTENTION_KEYS) + 1;
-    return (size_t)(n * ATTENTION_KEYS * (words(p->type, p->d) + whole_vectors(p->d))) * sizeof(float) + (size_t)n;
+static size_t keys_bytes(const struct en_attention *p, int64_t slots) {
+    const int64_t floats = ATTENTION_KEYS * (words(p->type, p->d) + whole_vectors(p->d));
+    return (size_t)slots * ((size_t)floats * sizeof(float) + sizeof(int64_t));
 }
 
-/* For keys [s0, s1), in `space`. */
-static struct attention_keys no_keys(const struct en_attention *p, int64_t s0, int64_t s1, void *space) {
-    struct attention_keys x = {.first = s0 / ATTENTION_KEYS * ATTENTION_KEYS, .width = whole_vectors(p->d), .k = space};
-    const int64_t blocks = ceil_div(s1 - x.first, ATTENTION_KEYS), n = blocks * ATTENTION_KEYS;
-    x.v = x.k + n * words(p->type, p->d);
-    x.ready = (char *)(x.v + words(p->type, n) * x.width);
-    memset(x.ready, 0, (size_t)blocks);
+static struct attention_keys no_keys(const struct en_attention *p, int64_t first, int64_t slots, void *space) {
+    struct attention_keys x = {.first = first, .slots = slots, .width = whole_vectors(p->d), .held = space};
+    x.k = (float *)(x.held + slots);
+    x.v = x.k + slots * ATTENTION_KEYS * words(p->type, p->d);
+    for (int64_t i = 0; i < slots; i++) x.held[i] = -1;
     return x;
 }
 
-WORD const float *packed_key(enum en_dtype type, const struct en_attention *p, const struct attention_keys *x, int64_t j) {
-    return x->k + (j - x->first) * words(type, p->d);
-}
-WORD const float *packed_value(enum en_dtype type, const struct attention_keys *x, int64_t j) {
-    return x->v + words(type, j - x->first) * x->width;
-}
-
-/* Packs the block of key j if it isn't yet. */
-WORD void need_keys(enum en_dtype type, const struct en_attention *p, struct attention_keys *x, int64_t b, int64_t kv,
-                    int64_t j) {
+/* Where key j and its value are, packed now if they weren't. */
+WORD void find_keys(enum en_dtype type, const struct en_attention *p, struct attention_keys *x, int64_t b, int64_t kv,
+                    int64_t j, const float **k, const float **v) {
     const int64_t block = (j - x->first) / ATTENTION_KEYS, at = x->first + block * ATTENTION_KEYS;
-    const int64_t n = min64(ATTENTION_KEYS, p->s - at);
+    const int64_t slot = block % x->slots, du = words(type, p->d), n = min64(ATTENTION_KEYS, p->s - at);
+    float *keys = x->k + slot * ATTENTION_KEYS * du, *values = x->v + slot * words(type, ATTENTION_KEYS) * x->width;
+    *k = keys + (j - at) * du;
+    *v = values + words(type, j - at) * x->width;
+    if (x->held[slot] == block) return;
+    x->held[slot] = block;
     void *row[ATTENTION_KEYS];
-    if (x->ready[block]) return;
-    x->ready[block] = 1;
     key_rows(p, &p->k, b, kv, at, n, row);
-    pack_rows(type, p->d, n, (const void *const *)row, (float *)packed_key(type, p, x, at), words(type, p->d));
+    pack_rows(type, p->d, n, (const void *const *)row, keys, du);
     key_rows(p, &p->v, b, kv, at, n, row);
-    pack_along(type, p->d, n, (const void *const *)row, (float *)packed_value(type, x, at), x->width);
+    pack_along(type, p->d, n, (const void *const *)row, values, x->width);
 }
 
 /* What a block of rows has summed over the keys it has seen, a row a lane. */
@@ -160,11 +155,12 @@ WORD void attend_as(enum en_dtype type, const struct en_attention *p, int64_t b,
         const int64_t m = e - j;
         const struct block scores = {.depth = du, .a_row = du, .a_step = 1, .b_row = w, .c_row = w};
         const struct block values = {.depth = words(type, m), .a_row = 1, .a_step = x->width, .b_row = w, .c_row = w};
-        need_keys(type, p, x, b, kv, j);
-        block_product(pairs, m, w, scores, packed_key(type, p, x, j), q, s, NULL);
+        const float *keys, *along;
+        find_keys(type, p, x, b, kv, j, &keys, &along);
+        block_product(pairs, m, w, scores, keys, q, s, NULL);
         if (j < see.all_lo || e > see.all_hi) hide(&see, j, m, w, -INFINITY, s);
         weigh(type, m, w, p->scale, s, &to, keep);
-        block_product(pairs, d, w, values, packed_value(type, x, j), s, to.o, keep);
+        block_product(pairs, d, w, values, along, s, to.o, keep);
     }
 }
 
@@ -208,16 +204,18 @@ static void attention_task(void *context, int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; task++) {
         const int64_t head = task % job->heads, b = head / p->hkv, kv = head % p->hkv;
         const int64_t chunk = job->chunks - 1 - task / job->heads;
-        const int64_t first = cut(job->blocks, job->chunks, chunk), last = cut(job->blocks, job->chunks, chunk + 1);
+        const int64_t begin_block = cut(job->blocks, job->chunks, chunk);
+        const int64_t end_block = cut(job->blocks, job->chunks, chunk + 1);
         int64_t s0, s1;
-        span_of(p, b, first * ATTENTION_ROWS, min64(rows, last * ATTENTION_ROWS), &s0, &s1);
-        void *space = en_scratch(EN_SCRATCH_A, keys_bytes(p, s1 - s0));
+        span_of(p, b, begin_block * ATTENTION_ROWS, min64(rows, end_block * ATTENTION_ROWS), &s0, &s1);
+        const int64_t first = s0 / ATTENTION_KEYS * ATTENTION_KEYS, slots = ceil_div(s1 - first, ATTENTION_KEYS);
+        void *space = en_scratch(EN_SCRATCH_A, keys_bytes(p, slots));
         if (!space) {
             job->status = EN_NO_MEMORY;
             return;
         }
-        struct attention_keys keys = no_keys(p, s0, s1, space);
-        for (int64_t block = last - 1; block >= first; block--) {
+        struct attention_keys keys = no_keys(p, first, slots, space);
+        for (int64_t block = end_block - 1; block >= begin_block; block--) {
             const int64_t r = block * ATTENTION_ROWS, n = min64(ATTENTION_ROWS, rows - r);
             struct attention_sums sums = sums_at(p, work + attend_floats(p, most), whole_vectors(n));
             attend(p, b, kv, r, n, 0, p->s, &keys, sums, work);
@@ -226,22 +224,22 @@ static void attention_task(void *context, int64_t begin, int64_t end) {
     }
 }
 
-/* One block of rows, many keys: a piece of the keys. */
+/* One block of rows, many keys: a piece of the keys, of all heads in turn, because these lie side by side. */
 static void attention_piece(void *context, int64_t begin, int64_t end) {
     struct attention_job *job = context;
     const struct en_attention *p = job->p;
     const int64_t n = attention_rows(p), w = whole_vectors(n);
     float *work = en_scratch(EN_SCRATCH_C, (size_t)attend_floats(p, w) * sizeof(float));
-    void *space = en_scratch(EN_SCRATCH_A, keys_bytes(p, ATTENTION_PIECE));
+    void *space = en_scratch(EN_SCRATCH_A, keys_bytes(p, 1));
     if (!work || !space) {
         job->status = EN_NO_MEMORY;
         return;
     }
     for (int64_t task = begin; task < end; task++) {
-        const int64_t head = task / job->chunks, s0 = task % job->chunks * ATTENTION_PIECE;
-        struct attention_keys keys = no_keys(p, s0, s0 + ATTENTION_PIECE, space);
+        const int64_t head = task % job->heads, piece = task / job->heads, s0 = piece * ATTENTION_PIECE;
+        struct attention_keys keys = no_keys(p, s0, 1, space);
         attend(p, head / p->hkv, head % p->hkv, 0, n, s0, s0 + ATTENTION_PIECE, &keys,
-               sums_at(p, job->partial + task * sums_floats(p, w), w), work);
+               sums_at(p, job->partial + (head * job->chunks + piece) * sums_floats(p, w), w), work);
     }
 }
 
