@@ -35,9 +35,9 @@ CONFIGS = {
 }  # fmt: skip
 
 
-def model(name: str = "llama", seed: int = 0, lora: LoraConfig | None = None) -> CausalLM:
+def model(name: str = "llama", seed: int = 0, lora: LoraConfig | None = None, dtype: str = "f32") -> CausalLM:
     """A model whose every weight, biases, norms and LoRA B included, is random and of order one."""
-    made = CausalLM.from_config(CONFIGS[name], seed=seed)
+    made = CausalLM.from_config(CONFIGS[name], seed=seed, dtype=dtype)
     rng = np.random.default_rng(seed + 1)
     for path, weight in made.named_weights():
         scale = 1 / np.sqrt(weight.shape[-1]) if weight.ndim == 2 else 0.3

@@ -5,32 +5,27 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from os import PathLike
-from typing import Any, Literal
+from typing import Any
 
-import ml_dtypes
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from entrenar import ops
+from entrenar.backend import cpu
 from entrenar.errors import AdapterError, ConfigError, DataError, DTypeError, ShapeError
 from entrenar.generate import Generation, GenerationStream, SamplingConfig, generate
 from entrenar.models import memory
 from entrenar.models.build import build
+from entrenar.models.dtype import DTYPES, Compute, DTypeName, Policy, StorageName, natural, storage_named
 from entrenar.models.spec import ModelConfig, spec_of
 from entrenar.models.storage import Empty
 from entrenar.nn.cache import KVCache
-from entrenar.nn.layers import Linear
+from entrenar.nn.layers import Linear, dropout_of
 from entrenar.nn.lora import LoraConfig, LowRank
 from entrenar.nn.module import Module
 from entrenar.tensor import Tensor, no_grad
 from entrenar.tokenizer import Tokenizer
 
-DTypeName = Literal["auto", "f32", "f16", "bf16"]
-DTYPES: dict[str, np.dtype[Any]] = {
-    "f32": np.dtype(np.float32),
-    "f16": np.dtype(np.float16),
-    "bf16": np.dtype(ml_dtypes.bfloat16),
-}
 DRAWN = 1 << 20  # random numbers drawn at a time
 IGNORE = -100  # a label that does not count, as in Hugging Face's trainers
 
@@ -40,9 +35,11 @@ class CausalLM(Module):
 
     Weights are `Tensor`s under Hugging Face's module paths. Those in f32 are trainable until `add_lora` freezes them,
     those in bf16 where bf16 was asked for; others in 16 bit are frozen. Matrices may be f32, f16 or bf16; norms and
-    biases are always f32, and so is all arithmetic.
+    biases are always f32.
 
     Attributes:
+        compute: "f32" or "bf16", the type of what flows from layer to layer; sums, losses and all gradients of weights
+            are f32 in any case.
         config: the `ModelConfig`. tokenizer: the `Tokenizer`, or None. adapter: the attached `LoraConfig`, or None.
         source: the file or directory it was loaded from, or None.
     """
@@ -55,6 +52,15 @@ class CausalLM(Module):
         self.adapter: LoraConfig | None = None
         self.source: str | None = None
         self.training = True
+        self.compute = natural(weight.dtype for _, weight in self.named_weights())
+
+    @property
+    def compute(self) -> Compute:
+        return self.model.compute
+
+    @compute.setter
+    def compute(self, value: Compute) -> None:
+        self.model.compute = value
 
     @classmethod
     def from_config(
@@ -67,14 +73,16 @@ class CausalLM(Module):
         and on each weight's place only.
 
         Args:
-            dtype: type of the matrices; ``"auto"`` is f32. ``"bf16"`` is trained with stochastic rounding, ``"f16"``
-                is frozen.
+            dtype: ``"mixed"`` keeps the matrices in f32 and computes in bf16; ``"f32"`` computes in f32 as well;
+                ``"auto"`` is mixed where the CPU multiplies bf16 faster, else f32. ``"bf16"`` is trained with
+                stochastic rounding and computes in bf16, ``"f16"`` is frozen.
 
         Raises:
             MemoryLimitError: the weights would not fit; ConfigError: `dtype` or `quant` is not served.
         """
         refuse_quant(quant)
-        storage = DTYPES["f32"] if dtype == "auto" else dtype_named(dtype)
+        policy = Policy.named(("mixed" if cpu.fast_bf16() else "f32") if dtype == "auto" else dtype)
+        storage = policy.storage or DTYPES["f32"]
         shapes = config.parameter_shapes()
         memory.require(
             {name: math.prod(shape) * storage.itemsize for name, shape in shapes.items()},
@@ -96,11 +104,13 @@ class CausalLM(Module):
                 part[...] = rng.standard_normal(part.shape, np.float32) * deviation
             return Tensor(values, requires_grad=storage != np.float16)
 
-        return cls(config, random)
+        model = cls(config, random)
+        model.compute = policy.compute or model.compute
+        return model
 
     def __call__(self, ids: ArrayLike) -> Tensor:
         """Logits (B, T, vocab) f32 of token ids (B, T), or (T,) for a batch of one."""
-        return self.lm_head(self.model(as_ids(ids)))
+        return self.lm_head(ops.cast(self.model(as_ids(ids)), "f32"))
 
     def loss(
         self,
@@ -127,13 +137,12 @@ class CausalLM(Module):
         batch, tokens = ids.shape
         targets = np.full((batch, tokens), IGNORE, np.int64)
         targets[:, :-1] = labels[:, 1:]
-        rows = np.flatnonzero(targets != IGNORE)
-        if rows.size == 0:
+        if np.all(targets == IGNORE):
             raise DataError("loss: every label is masked (-100) or the sequences have a single token; nothing to learn")
-        hidden = self.model(ids, starts).reshape(batch * tokens, self.config.hidden_size)
-        if rows.size < batch * tokens:
-            hidden = ops.embedding(hidden, rows)  # masked rows never reach the head
-        return ops.cross_entropy(self.lm_head(hidden), targets.reshape(-1)[rows], denominator=denominator)
+        hidden = self.model(ids, starts)
+        if dropout_of([self.lm_head]):  # an adapter of the head itself: the fused loss drops nothing
+            return ops.cross_entropy(ops.cast(self.lm_head(hidden), "f32"), targets, IGNORE, denominator)
+        return ops.linear_cross_entropy(hidden, self.lm_head.part(), targets, IGNORE, denominator)
 
     # ---- parameters -----------------------------------------------------------------------------------------------
 
@@ -274,7 +283,7 @@ class CausalLM(Module):
 
     # ---- files and text -------------------------------------------------------------------------------------------
 
-    def save(self, path: str | PathLike[str], quant: str | None = None, dtype: DTypeName = "auto") -> None:
+    def save(self, path: str | PathLike[str], quant: str | None = None, dtype: StorageName = "auto") -> None:
         """Writes the model: ``*.gguf`` as GGUF, anything else as a Hugging Face directory. Atomic.
 
         Args:
@@ -288,19 +297,20 @@ class CausalLM(Module):
         refuse_quant(quant)
         if self.adapter is not None:
             raise AdapterError("an adapter is attached: merge_adapter() first, or save_adapter() to keep it apart")
-        save(self, path, None if dtype == "auto" else dtype_named(dtype))
+        save(self, path, storage_named(dtype))
 
     def next_logits(self, ids: NDArray[np.int64], cache: KVCache) -> NDArray[np.float32]:
         """Logits (vocab,) after the last of ids (1, T), which follow what the cache holds and are added to it."""
         with no_grad():
             hidden = self.model(ids, cache=cache)
-            logits: NDArray[np.float32] = self.lm_head(hidden[:, -1]).data[0]
+            last = Tensor(hidden.data[:, -1])
+            logits: NDArray[np.float32] = self.lm_head(ops.cast(last, "f32")).data[0]
         return logits
 
     def new_cache(self, capacity: int) -> KVCache:
         """An empty cache for one sequence, with room for `capacity` tokens before it has to grow."""
         c = self.config
-        return KVCache(c.num_hidden_layers, 1, capacity, c.kv_heads, c.head_size)
+        return KVCache(c.num_hidden_layers, 1, capacity, c.kv_heads, c.head_size, DTYPES[self.compute])
 
     def generate(
         self,
@@ -348,12 +358,6 @@ def as_ids(ids: ArrayLike) -> NDArray[np.int64]:
     if array.dtype.kind not in "iu":
         raise DTypeError(f"token ids are {array.dtype}; expected integers")
     return np.atleast_2d(array).astype(np.int64, copy=False)
-
-
-def dtype_named(name: str) -> np.dtype[Any]:
-    if name not in DTYPES:
-        raise ConfigError("dtype", f"{name!r} is not one of auto, {', '.join(DTYPES)}")
-    return DTYPES[name]
 
 
 def refuse_quant(quant: str | None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from entrenar.models.dtype import Compute
 from entrenar.models.spec import RopeSpec
 from entrenar.nn.attention import Attention, Context
 from entrenar.nn.cache import KVCache
@@ -30,21 +31,25 @@ class DecoderLayer(Module):
         self.mlp = mlp
 
     def __call__(self, x: Tensor, context: Context, index: int) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), context, index)
-        return x + self.mlp(self.post_attention_layernorm(x))
+        x = self.self_attn(x, self.input_layernorm, context, index)
+        return self.mlp(x, self.post_attention_layernorm)
 
 
 class Decoder(Module):
     """Token ids (B, T) -> hidden states (B, T, d) after the final norm.
 
-    With `recompute` set, layers keep only their input and run again in the backward pass.
+    Attributes:
+        compute: "f32" or "bf16", the type of all that flows from layer to layer.
+        recompute: how many layers, from the first, keep only their input and run again in the backward pass. By the
+            time their turn comes, the last layers have given back what they kept.
     """
 
     def __init__(self, embed_tokens: Embedding, layers: list[DecoderLayer], norm: RMSNorm, rope: RopeSpec) -> None:
         self.embed_tokens = embed_tokens
         self.layers = layers
         self.norm = norm
-        self.recompute = False
+        self.compute: Compute = "f32"
+        self.recompute = 0
         self._rope = RotaryTable(rope)
 
     def __call__(
@@ -54,12 +59,9 @@ class Decoder(Module):
         past = 0 if cache is None else cache.length
         cos, sin = self._rope(past, past + tokens)
         context = Context(cos, sin, starts, cache)
-        x = self.embed_tokens(ids)
+        x = self.embed_tokens(ids, self.compute)
         for index, layer in enumerate(self.layers):
-            if self.recompute:
-                x = checkpoint(lambda x, layer=layer, index=index: layer(x, context, index), x)
-            else:
-                x = layer(x, context, index)
+            x = checkpoint(layer, x, context, index) if index < self.recompute else layer(x, context, index)
         if cache is not None:
             cache.advance(tokens)
         return self.norm(x)

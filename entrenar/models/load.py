@@ -17,7 +17,8 @@ from entrenar.models import memory
 from entrenar.models.arch import architecture
 from entrenar.models.arch.base import SAME, Transform
 from entrenar.models.arch.rope import llama3_scaling
-from entrenar.models.causal_lm import DTYPES, CausalLM, DTypeName, dtype_named, refuse_quant
+from entrenar.models.causal_lm import CausalLM, refuse_quant
+from entrenar.models.dtype import DTYPES, DTypeName, Policy
 from entrenar.models.gguf_config import config_from_gguf, original_context
 from entrenar.models.hf_config import config_from_hf
 from entrenar.models.spec import ModelConfig
@@ -32,28 +33,31 @@ def load(path: str | PathLike[str], quant: str | None = None, dtype: DTypeName =
     """Loads a model and its tokenizer.
 
     Matrices stay in their stored type (f32, f16, bf16); quantized ones expand to f16, whose rounding is far below
-    their own, or to f32 where a value exceeds f16's range. Norms and biases become f32. All arithmetic is in f32.
+    their own, or to f32 where a value exceeds f16's range. Norms and biases become f32.
     A model whose weights are all f32 in memory is trainable as a whole, and one for which `dtype` asks for bf16, with
     stochastic rounding; otherwise it is frozen, for adapters.
 
     Args:
         path: a ``.gguf`` file (the first of its shards), or a directory with config.json and safetensors.
-        dtype: ``"f32"``, ``"f16"`` or ``"bf16"`` makes all matrices that type.
+        dtype: with ``"auto"`` a model stored in f32 computes in f32, another in bf16 where the CPU multiplies that
+            faster. ``"f32"`` makes all matrices f32 and computes in f32; ``"mixed"`` makes them f32, ``"bf16"`` bf16,
+            and both compute in bf16; ``"f16"`` makes them f16 and computes as ``"auto"`` does.
 
     Raises:
         FormatError: the file is missing or damaged. UnsupportedError: it asks for what is not served.
         MemoryLimitError: the weights would not fit; known before any is read.
     """
     refuse_quant(quant)
-    wanted = None if dtype == "auto" else dtype_named(dtype)
+    policy = Policy.named(dtype)
     path = Path(path)
     if path.is_dir():
-        model = _load_directory(path, wanted)
+        model = _load_directory(path, policy.storage)
     elif path.is_file():
-        model = _load_gguf(path, wanted)
+        model = _load_gguf(path, policy.storage)
     else:
         raise FormatError(path, "", "is not a regular file" if path.exists() else "no such file or directory")
     model.source = str(path)
+    model.compute = policy.compute or model.compute
     return model.eval()
 
 

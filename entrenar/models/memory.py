@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from entrenar.errors import MemoryLimitError
+from entrenar.errors import ConfigError, MemoryLimitError
+
+UNITS = {"": 1} | {f"{prefix}B": 1000**i for i, prefix in enumerate(("", "K", "M", "G", "T"))}
+UNITS |= {f"{prefix}iB": 1024**i for i, prefix in enumerate(("", "K", "M", "G", "T"))}
 
 
 def available_bytes() -> int:
@@ -45,3 +49,16 @@ def require(sizes: Mapping[str, int], what: str) -> None:
 def gigabytes(size: int) -> str:
     """Bytes as text in units of 10^9."""
     return f"{size / 1e9:,.2f} GB"
+
+
+def parse_bytes(field: str, text: str) -> int:
+    """Bytes from a text such as ``"1.3GB"`` (10^9) or ``"800 MiB"`` (2^20).
+
+    Raises:
+        ConfigError: it is none; the error names `field`.
+    """
+    match = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,9})?)\s*([A-Za-z]*)\s*", text)
+    units = {unit.lower(): size for unit, size in UNITS.items()}
+    if match is None or match[2].lower() not in units:
+        raise ConfigError(field, f"{text!r} is no size such as 1.3GB or 800MB")
+    return int(float(match[1]) * units[match[2].lower()])

@@ -1,4 +1,4 @@
-"""Self-attention with rotary embeddings and grouped queries; q, k and v from one fused projection or from three."""
+"""Self-attention with rotary embeddings and grouped queries."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from entrenar import ops
 from entrenar.nn.cache import KVCache
-from entrenar.nn.layers import Linear
+from entrenar.nn.layers import Linear, RMSNorm, project
 from entrenar.nn.module import Module
 from entrenar.tensor import Tensor
 
@@ -24,6 +24,10 @@ class Sizes:
     kv_heads: int
     head_dim: int
     window: int  # tokens that a query sees, itself included; 0: all before it
+
+    @property
+    def scale(self) -> float:
+        return 1 / math.sqrt(self.head_dim)
 
 
 @dataclass(frozen=True)
@@ -56,27 +60,25 @@ class Attention(Module):
         self._inputs = tuple(inputs.values())
         self.o_proj = o_proj
 
-    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """x (B, T, d) -> q (B, T, heads·head_dim), k and v (B, T, kv_heads·head_dim)."""
-        if len(self._inputs) == 3:
-            q_proj, k_proj, v_proj = self._inputs
-            return q_proj(x), k_proj(x), v_proj(x)
-        (qkv_proj,) = self._inputs
-        qkv = qkv_proj(x)
-        q_end = self.sizes.heads * self.sizes.head_dim
-        k_end = q_end + self.sizes.kv_heads * self.sizes.head_dim
-        return qkv[..., :q_end], qkv[..., q_end:k_end], qkv[..., k_end:]
+    def __call__(self, x: Tensor, norm: RMSNorm, context: Context, layer: int) -> Tensor:
+        """x + attention(norm(x)), x (B, T, d)."""
+        qkv = project(x, self._inputs, norm=norm)
+        out = self._attend(qkv, context) if context.cache is None else self._attend_past(qkv, context, layer)
+        return project(out, [self.o_proj], residual=x)
 
-    def __call__(self, x: Tensor, context: Context, layer: int) -> Tensor:
+    def _attend(self, qkv: Tensor, context: Context) -> Tensor:
         s = self.sizes
-        batch, tokens, _ = x.shape
-        q, k, v = self.project(x)
-        q = ops.rope(q.reshape(batch, tokens, s.heads, s.head_dim), context.cos, context.sin)
-        k = ops.rope(k.reshape(batch, tokens, s.kv_heads, s.head_dim), context.cos, context.sin)
-        v = v.reshape(batch, tokens, s.kv_heads, s.head_dim)
-        if context.cache is not None:
-            k, v = context.cache.extend(layer, k, v)
-        out = ops.attention(
-            q, k, v, scale=1 / math.sqrt(s.head_dim), causal=True, window=s.window, starts=context.starts
+        return ops.rope_attention(
+            qkv, s.heads, s.kv_heads, context.cos, context.sin, s.scale, window=s.window, starts=context.starts
         )
-        return self.o_proj(out.reshape(batch, tokens, s.heads * s.head_dim))
+
+    def _attend_past(self, qkv: Tensor, context: Context, layer: int) -> Tensor:
+        """The same with the cache's tokens before these; leaves nothing on the tape, and turns q and k in place."""
+        s, cpu = self.sizes, qkv.backend
+        heads = qkv.data.reshape(*qkv.shape[:2], s.heads + 2 * s.kv_heads, s.head_dim)
+        cpu.rope_(heads[:, :, : s.heads + s.kv_heads], context.cos, context.sin)
+        q, k, v = np.split(heads, (s.heads, s.heads + s.kv_heads), axis=2)
+        assert context.cache is not None
+        k, v = context.cache.extend(layer, k, v)
+        out, _ = cpu.attention(q, k, v, s.scale, True, s.window, context.starts)
+        return Tensor(out.reshape(*qkv.shape[:2], s.heads * s.head_dim))

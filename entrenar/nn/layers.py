@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,13 +25,13 @@ class RMSNorm(Module):
 
 
 class Embedding(Module):
-    """Rows of weight (vocab, d), f32 or 16 bit."""
+    """Rows of weight (vocab, d), f32 or 16 bit, as type `compute`: "f32" or "bf16"."""
 
     def __init__(self, weight: Tensor) -> None:
         self.weight = weight
 
-    def __call__(self, ids: NDArray[np.int64]) -> Tensor:
-        return ops.embedding(self.weight, ids)
+    def __call__(self, ids: NDArray[np.int64], compute: str) -> Tensor:
+        return ops.cast(ops.embedding(self.weight, ids), compute)
 
 
 class Linear(Module):
@@ -45,6 +45,33 @@ class Linear(Module):
         self.bias = bias
         self.lora: LowRank | None = None
 
+    def part(self) -> ops.Part:
+        """What a fused operation takes of it."""
+        return ops.Part(self.weight, self.bias, None if self.lora is None else self.lora.factors())
+
     def __call__(self, x: Tensor) -> Tensor:
-        lora: tuple[Any, ...] | None = None if self.lora is None else self.lora.operands(x)
-        return ops.linear(x, self.weight, self.bias, lora=lora)
+        return project(x, [self])
+
+
+def project(
+    x: Tensor,
+    linears: Sequence[Linear],
+    *,
+    norm: RMSNorm | None = None,
+    gated: bool = False,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """The layers' results side by side, of one input: x, or its norm, or silu(gate)·up of x = gate beside up."""
+    return ops.projection(
+        x,
+        [linear.part() for linear in linears],
+        norm=None if norm is None else (norm.weight, norm.eps),
+        gated=gated,
+        residual=residual,
+        dropout=dropout_of(linears),
+    )
+
+
+def dropout_of(linears: Sequence[Linear]) -> float:
+    """The chance that an element of their adapters' input is dropped now. An adapter has one for all its layers."""
+    return max((linear.lora.active_dropout for linear in linears if linear.lora is not None), default=0.0)

@@ -113,11 +113,12 @@ class LowRank:
         b = np.zeros((out, rank), np.float32)
         return cls(Tensor(a, requires_grad=True), Tensor(b, requires_grad=True), scale, dropout)
 
-    def operands(self, x: Tensor) -> tuple[Any, ...]:
-        """What `ops.linear` takes as ``lora``: the factors, the scale and, while dropout acts, its input."""
-        if self.training and self.dropout > 0:
-            return self.a, self.b, self.scale, ops.dropout(x, self.dropout)
-        return self.a, self.b, self.scale
+    def factors(self) -> ops.Lora:
+        return ops.Lora(self.a, self.b, self.scale)
+
+    @property
+    def active_dropout(self) -> float:
+        return self.dropout if self.training else 0.0
 
     def delta(self) -> np.ndarray[Any, np.dtype[np.float32]]:
         """scale · B·A, (out, in) f32: what merging adds to the weight."""

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from entrenar import ops
-from entrenar.nn.layers import Linear
+from entrenar.nn.layers import Linear, RMSNorm, project
 from entrenar.nn.module import Module
 from entrenar.tensor import Tensor
 
@@ -18,11 +17,7 @@ class GatedMlp(Module):
         self._inputs = tuple(inputs.values())
         self.down_proj = down_proj
 
-    def __call__(self, x: Tensor) -> Tensor:
-        if len(self._inputs) == 2:
-            gate_proj, up_proj = self._inputs
-            return self.down_proj(ops.swiglu(gate_proj(x), up_proj(x)))
-        (gate_up_proj,) = self._inputs
-        both = gate_up_proj(x)
-        half = both.shape[-1] // 2
-        return self.down_proj(ops.swiglu(both[..., :half], both[..., half:]))
+    def __call__(self, x: Tensor, norm: RMSNorm) -> Tensor:
+        """x + mlp(norm(x)), x (B, T, d)."""
+        gate_up = project(x, self._inputs, norm=norm)
+        return project(gate_up, [self.down_proj], gated=True, residual=x)

@@ -32,7 +32,7 @@ def test_save_and_load_is_the_identity(tmp_path, name, dtype):
         back = entrenar.load(path)
         assert {k: v.dtype for k, v in tiny.arrays(back).items() if v.ndim == 2}.keys() >= {"model.embed_tokens.weight"}
         for key, array in tiny.arrays(model).items():
-            want = array if array.ndim == 1 else array.astype(entrenar.models.causal_lm.DTYPES[dtype])
+            want = array if array.ndim == 1 else array.astype(entrenar.models.dtype.DTYPES[dtype])
             assert np.array_equal(tiny.arrays(back)[key], want)
             assert tiny.arrays(back)[key].dtype == want.dtype
         again = tmp_path / f"again{suffix}"

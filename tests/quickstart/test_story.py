@@ -79,13 +79,13 @@ def test_the_run_by_hand_makes_the_same_adapter(
 @pytest.mark.tier2
 def test_the_exported_model_is_the_base_with_the_adapter(told: tuple[Path, dict[str, Any], str]) -> None:
     out, _, _ = told
-    adapted = load(out / "base.gguf")
+    adapted = load(out / "base.gguf", dtype="f32")
     adapted.load_adapter(out / "adapter")
     assert adapted.tokenizer is not None
     ids = [adapted.tokenizer.encode("Note: Ada from Lima wants two old hats on Friday and will pay 45 coins. Record:")]
-    base = load(out / "base.gguf")(ids).numpy()
+    base = load(out / "base.gguf", dtype="f32")(ids).numpy()
     for name in ("merged.gguf", "merged"):
-        merged = load(out / name)(ids).numpy()
+        merged = load(out / name, dtype="f32")(ids).numpy()
         np.testing.assert_allclose(merged, adapted(ids).numpy(), atol=0.05)  # the weights are rounded to f16
         assert np.abs(merged - base).max() > 0.5
 

@@ -24,7 +24,7 @@ def model(lora: bool = True, seed: int = 0) -> en.CausalLM:
         vocab_size=VOCAB, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, max_position_embeddings=64, initializer_range=0.3,
     )  # fmt: skip
-    made = en.CausalLM.from_config(config, seed=seed)
+    made = en.CausalLM.from_config(config, seed=seed, dtype="f32")
     if lora:
         made.add_lora(en.LoraConfig(r=4, lora_alpha=8, lora_dropout=0.2, target_modules="all-linear"), seed=seed)
     return made

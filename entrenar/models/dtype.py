@@ -1,0 +1,72 @@
+"""Which type weights are kept in and which one the arithmetic between them flows in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import ml_dtypes
+import numpy as np
+
+from entrenar.backend import cpu
+from entrenar.errors import ConfigError
+
+Compute = Literal["f32", "bf16"]
+StorageName = Literal["auto", "f32", "f16", "bf16"]
+DTypeName = Literal["auto", "f32", "f16", "bf16", "mixed"]
+
+DTYPES: dict[str, np.dtype[Any]] = {
+    "f32": np.dtype(np.float32),
+    "f16": np.dtype(np.float16),
+    "bf16": np.dtype(ml_dtypes.bfloat16),
+}
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What a `dtype` argument means.
+
+    Attributes:
+        storage: type of the matrices, None as they are stored. compute: type of what flows from layer to layer,
+            None as `natural` says.
+    """
+
+    storage: np.dtype[Any] | None
+    compute: Compute | None
+
+    @classmethod
+    def named(cls, name: str) -> Policy:
+        """
+        Raises:
+            ConfigError: there is no such policy.
+        """
+        if name not in _POLICIES:
+            raise ConfigError("dtype", f"{name!r} is not one of {', '.join(_POLICIES)}")
+        return _POLICIES[name]
+
+
+_POLICIES = {
+    "auto": Policy(None, None),
+    "f32": Policy(DTYPES["f32"], "f32"),  # exact: f32 everywhere
+    "f16": Policy(DTYPES["f16"], None),
+    "bf16": Policy(DTYPES["bf16"], "bf16"),
+    "mixed": Policy(DTYPES["f32"], "bf16"),  # trainable f32 weights, rounded as they are multiplied
+}
+
+
+def natural(weights: Iterable[np.dtype[Any]]) -> Compute:
+    """f32 where all weights are f32; else bf16 where this CPU multiplies that faster."""
+    exact = all(dtype == np.float32 for dtype in weights)
+    return "f32" if exact or not cpu.fast_bf16() else "bf16"
+
+
+def storage_named(name: str) -> np.dtype[Any] | None:
+    """A type of weights in a file; None for "auto".
+
+    Raises:
+        ConfigError: there is no such type.
+    """
+    if name != "auto" and name not in DTYPES:
+        raise ConfigError("dtype", f"{name!r} is not one of auto, {', '.join(DTYPES)}")
+    return DTYPES.get(name)
