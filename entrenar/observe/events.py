@@ -14,6 +14,7 @@ EVENTS: Mapping[str, frozenset[str]] = {
     name: frozenset(fields.split())
     for name, fields in {
         "train.data": "rows valid_rows seq_len truncated sample",
+        "train.plan": "predicted budget recomputed layers",
         "train.start": "step total_steps resumed",
         "train.step": "step loss lr grad_norm tokens tokens_per_second peak_rss_gb elapsed",
         "train.skip": "step loss grad_norm consecutive reason",

@@ -211,6 +211,10 @@ def describe(event: Event, total: int) -> str | None:
             if f["truncated"]:
                 text += f"; {f['truncated']:,} samples were longer and are cut"
             return text if f["sample"] is None else f"{text}\nthe first, ⟦learned⟧ and only read: {f['sample']}"
+        case "train.plan" if f["budget"] is not None or f["recomputed"]:
+            budget = "" if f["budget"] is None else f" of {f['budget'] / 1e9:.2f}"
+            again = f"{f['recomputed']} of {f['layers']} layers are computed again in the backward pass"
+            return f"a step is to take {f['predicted'] / 1e9:.2f}{budget} GB: {again}"
         case "train.start" if f["resumed"]:
             return f"resumed at step {f['step']} of {f['total_steps']}"
         case "train.step":

@@ -10,6 +10,7 @@ from os import PathLike, fspath
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from entrenar.errors import ConfigError
+from entrenar.models.memory import parse_bytes
 
 
 def _setting(
@@ -69,6 +70,10 @@ class TrainConfig:
     gradient_checkpointing: bool = _setting(
         False, "compute activations again in the backward pass: less memory, about a third more time", result=False
     )
+    memory_budget: str | None = _setting(
+        None, "memory that a step may take, such as 2GB, or auto for what is free: as few layers as that needs are "
+        "computed again", result=False
+    )  # fmt: skip
     max_skipped_steps: int = _setting(
         5, "steps in a row with NaN or infinite loss or gradient after which training stops", low=1, result=False
     )
@@ -89,6 +94,8 @@ class TrainConfig:
             if isinstance(value, int | float) and not isinstance(value, bool):
                 _bounded(spec.name, value, spec.metadata)
             object.__setattr__(self, spec.name, value)
+        if self.memory_budget not in (None, "auto"):
+            parse_bytes("memory_budget", self.memory_budget)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrainConfig:

@@ -24,6 +24,7 @@ from entrenar.tensor import default_rng, manual_seed
 from entrenar.train.config import TrainConfig
 from entrenar.train.data import AnyPath, TrainingData, batches_per_epoch, prepare
 from entrenar.train.evaluate import Evaluation, evaluate
+from entrenar.train.plan import plan_for
 from entrenar.train.record import identity, require_same, run_record
 from entrenar.train.setup import make_optimizer, make_schedule, resolved
 from entrenar.train.stop import StopRequested, StopSignals
@@ -90,6 +91,7 @@ class Trainer:
         DataError, TokenizerError: see `prepare`.
         UsageError: `out` holds a run and ``config.resume`` is not set.
         CheckpointError: what `out` holds can't be resumed; the message names the setting that differs.
+        MemoryLimitError: a step does not fit into ``config.memory_budget``.
     """
 
     def __init__(
@@ -111,6 +113,7 @@ class Trainer:
         self.total_steps = config.max_steps or max(1, math.ceil(micro_batches / config.gradient_accumulation_steps))
         self.optimizer = make_optimizer(config, self.parameters)
         self.schedule = make_schedule(config, self.total_steps)
+        self.plan = plan_for(model, config)
         self.identity = identity(model, config, self.data.digest())
         self.progress = Progress()
         self.evaluation: Evaluation | None = None
@@ -128,7 +131,7 @@ class Trainer:
             NonFiniteError: `max_skipped_steps` steps in a row could not be applied; the message reports them.
         """
         was_training, was_recomputing = self.model.training, self.model.model.recompute
-        self.model.model.recompute = self.config.gradient_checkpointing
+        self.model.model.recompute = self.plan.recomputed
         if self._rng_state is None:
             manual_seed(self.config.seed)
         else:
@@ -139,6 +142,13 @@ class Trainer:
             self._metrics = self._open_run(stack)
             self._clock = time.monotonic() - self.progress.elapsed
             self._say_data()
+            emit(
+                "train.plan",
+                predicted=self.plan.predicted,
+                budget=self.plan.budget,
+                recomputed=self.plan.recomputed,
+                layers=self.plan.footprint.layers,
+            )
             emit(
                 "train.start",
                 step=self.progress.step,
@@ -350,7 +360,9 @@ class Trainer:
         if self.out is None:
             return None
         self.out.mkdir(parents=True, exist_ok=True)
-        record = run_record(self.model, self.config, self.data.files, self.total_steps, self._resumed_from)
+        record = run_record(
+            self.model, self.config, self.plan, self.data.files, self.total_steps, self._resumed_from
+        )
         write_json(self.out / "run.json", record)
         metrics = MetricsWriter(self.out / "metrics.jsonl", self._metrics_position)
         stack.callback(metrics.close)

@@ -15,6 +15,7 @@ import numpy as np
 from entrenar import __version__, backend
 from entrenar.errors import CheckpointError
 from entrenar.train.config import TrainConfig
+from entrenar.train.plan import Plan
 
 if TYPE_CHECKING:
     from entrenar.models.causal_lm import CausalLM
@@ -34,6 +35,7 @@ def identity(model: CausalLM, config: TrainConfig, data_digest: str) -> dict[str
             "config": dataclasses.asdict(model.config),
             "trainable": {name: list(tensor.shape) for name, tensor in model.named_parameters()},
             "frozen": frozen_digest(model),
+            "compute": model.compute,
             "dropout": model.adapter.lora_dropout if model.adapter is not None else 0.0,
             "scales": {path: linear.lora.scale for path, linear in model.linears() if linear.lora is not None},
         },
@@ -60,6 +62,7 @@ def require_same(saved: Mapping[str, Any], now: Mapping[str, Any], where: str) -
                 "config": "its configuration differs",
                 "trainable": "the trainable weights have other names or shapes",
                 "frozen": "the frozen weights have other values",
+                "compute": "it computes in another type (dtype, or another level of the CPU)",
                 "dropout": "the adapter's lora_dropout differs",
                 "scales": "the adapter's scales (lora_alpha, use_rslora) differ",
             }[part]
@@ -84,15 +87,22 @@ def frozen_digest(model: CausalLM) -> str:
 
 
 def run_record(
-    model: CausalLM, config: TrainConfig, files: Mapping[str, str], total_steps: int, resumed_from: int | None
+    model: CausalLM,
+    config: TrainConfig,
+    plan: Plan,
+    files: Mapping[str, str],
+    total_steps: int,
+    resumed_from: int | None,
 ) -> dict[str, Any]:
     """What run.json holds."""
     return {
         "config": dataclasses.asdict(config),
         "total_steps": total_steps,
         "resumed_from": resumed_from,
+        "memory": dataclasses.asdict(plan),
         "model": {
             "source": model.source,
+            "compute": model.compute,
             "adapter": dataclasses.asdict(model.adapter) if model.adapter is not None else None,
             "trainable_parameters": sum(tensor.data.size for _, tensor in model.named_parameters()),
         },

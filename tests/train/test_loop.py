@@ -209,7 +209,7 @@ def test_the_data_is_shown_before_the_first_step() -> None:
     model.tokenizer = from_characters("abcdefghijklmnopqrstuvwxyz")
     with subscribed(seen.append):
         Trainer(model, data, tiny.config(None, max_steps=1)).fit()
-    assert [event.name for event in seen[:3]] == ["train.data", "train.start", "train.step"]
+    assert [event.name for event in seen[:4]] == ["train.data", "train.plan", "train.start", "train.step"]
     assert (seen[0].fields["rows"], seen[0].fields["valid_rows"]) == (len(data.train), len(data.valid))
     first = data.train.sample(0)
     learned = [i for i, label in zip(first.ids[1:], first.labels[1:], strict=True) if label != -100]

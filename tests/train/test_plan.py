@@ -1,0 +1,109 @@
+"""The memory planner: what it predicts is what a process takes, and what it decides keeps to the budget."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from train import tiny
+
+import entrenar as en
+from entrenar.errors import ConfigError, MemoryLimitError
+from entrenar.models.memory import parse_bytes
+from entrenar.observe import subscribed
+from entrenar.train import TrainConfig, Trainer
+from entrenar.train.plan import footprint, make_plan
+
+LORA = en.LoraConfig(r=16, target_modules="all-linear")
+QWEN = en.ModelConfig.preset("qwen2.5-0.5b")
+
+RUN = """
+import numpy as np, sys
+import entrenar as en
+from entrenar.data import Rows, Sample
+from entrenar.train import TrainConfig, Trainer, TrainingData
+dtype, lora, batch, budget = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+config = en.ModelConfig(
+    vocab_size=6000, hidden_size=256, intermediate_size=704, num_hidden_layers=6, num_attention_heads=4,
+    num_key_value_heads=2, max_position_embeddings=256, tie_word_embeddings=True,
+)
+model = en.CausalLM.from_config(config, dtype=dtype)
+if lora:
+    model.add_lora(en.LoraConfig(r=8, target_modules="all-linear"))
+rng = np.random.default_rng(0)
+ids = [rng.integers(0, 6000, 256).astype(np.int32) for _ in range(2 * batch)]
+data = TrainingData(Rows([Sample(row, row, "") for row in ids], seq_len=256, packing=False), None)
+settings = TrainConfig(max_steps=2, batch_size=batch, seq_len=256, memory_budget=None if budget == "none" else budget)
+trainer = Trainer(model, data, settings)
+trainer.fit()
+status = open("/proc/self/status").read()  # ru_maxrss would count the process that forked this one as well
+print(trainer.plan.predicted, trainer.plan.recomputed, int(status.split("VmHWM:")[1].split()[0]) * 1024)
+"""
+
+
+@pytest.mark.parametrize(
+    ("dtype", "lora", "batch", "budget"),
+    [("mixed", 0, 8, "none"), ("f32", 0, 8, "none"), ("bf16", 1, 16, "none"), ("bf16", 1, 16, "220MB"),
+     ("f32", 1, 8, "210MB")],
+)  # fmt: skip
+def test_the_prediction_is_what_a_process_takes(dtype: str, lora: int, batch: int, budget: str) -> None:
+    command = [sys.executable, "-c", RUN, dtype, str(lora), str(batch), budget]
+    out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    predicted, recomputed, peak = map(float, out.split())
+    assert abs(predicted - peak) <= 0.1 * peak
+    if budget != "none":
+        assert recomputed > 0
+        assert peak <= 1.05 * parse_bytes("budget", budget)
+
+
+def plan(budget: str | None, free: int = 0, **settings: object):
+    training = TrainConfig(batch_size=2, seq_len=512, memory_budget=budget, **settings)
+    return make_plan(footprint(QWEN, LORA, training, "bf16", 2 * QWEN.num_parameters()), training, free)
+
+
+@pytest.mark.tier1
+def test_a_budget_decides_how_many_layers_keep_their_activations() -> None:
+    assert plan(None).recomputed == 0
+    assert plan("4GB").recomputed == 0
+    assert plan(None, gradient_checkpointing=True).recomputed == 24
+    assert plan("4GB", gradient_checkpointing=True).recomputed == 24
+    some = plan("1.7GB")
+    assert 0 < some.recomputed < 24
+    assert some.predicted <= 1.7e9 < some.footprint.peak(some.recomputed - 1)  # as few as that needs
+    peaks = [some.footprint.peak(n) for n in range(25)]
+    assert peaks == sorted(peaks, reverse=True)
+    assert plan("auto", free=int(1.7e9 / 0.9)).recomputed == some.recomputed
+
+
+@pytest.mark.tier1
+def test_a_budget_that_can_not_be_met_says_the_least_and_what_to_change() -> None:
+    with pytest.raises(MemoryLimitError, match=r"memory_budget: 1\.00 GB.*batch_size \(2\).*at least (\d\.\d+)GB") as e:
+        plan("1GB")
+    least = str(e.value).rpartition("at least ")[2]
+    assert plan(least).recomputed == 24
+
+
+@pytest.mark.tier1
+def test_sizes() -> None:
+    for text, size in (("2GB", 2e9), ("1.3 GB", 1.3e9), ("800mb", 8e8), ("1GiB", 2**30), ("512KiB", 2**19), ("7", 7)):
+        assert parse_bytes("memory_budget", text) == size
+    for wrong in ("", "GB", "2XB", "-1GB", "1e9", "auto "):
+        with pytest.raises(ConfigError, match="memory_budget"):
+            TrainConfig(memory_budget=wrong)
+
+
+def test_the_run_says_its_plan(tmp_path) -> None:
+    import json
+
+    seen = []
+    model = tiny.model()
+    with subscribed(lambda event: seen.append(event) if event.name == "train.plan" else None):
+        trainer = Trainer(model, tiny.data(), tiny.config(tmp_path, max_steps=1, memory_budget="100GB"))
+        trainer.fit()
+    assert dict(seen[0].fields) == {
+        "predicted": trainer.plan.predicted, "budget": 100 * 10**9, "recomputed": 0, "layers": 2,
+    }  # fmt: skip
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert record["memory"]["predicted"] == trainer.plan.predicted
+    assert sum(record["memory"]["footprint"].values()) > 0
