@@ -14,7 +14,7 @@ SANITIZED := PYTHONMALLOC=malloc ASAN_OPTIONS=detect_leaks=0:allocator_may_retur
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help quickstart test tier1 tier2 tier3 lint format coverage mutants deny-check bench fuzz san docs clean \
+.PHONY: help emulated quickstart test tier1 tier2 tier3 lint format coverage mutants deny-check bench fuzz san docs clean \
         build oracles
 
 help:  ## list the verbs
@@ -51,6 +51,10 @@ mutants: build  ## mutation tests on the modules named in pyproject.toml (long)
 
 deny-check: build  ## dependencies and licences against the allow-list; no forbidden import
 	@$(BIN)/python tests/deny_check.py
+
+emulated: build  ## the tests of products on an emulated machine with AMX (long; docs/emulated.md)
+	@$(BIN)/python tests/emulated/machine.py -- env ENTRENAR_ISA=amx python -m pytest -q -p no:cacheprovider \
+	  tests/kernels/test_product.py -k amx
 
 bench: build  ## measure kernels and steps, with PEER=python also PyTorch's stack; stored in bench/results/
 	@$(BIN)/python bench/run.py $(if $(PEER),--peer $(PEER))

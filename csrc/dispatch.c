@@ -15,7 +15,7 @@ extern const struct en_kernels en_scalar_kernels;
 static int always(void) { return 1; }
 
 #ifdef __x86_64__
-extern const struct en_kernels en_avx2_kernels, en_avx512_kernels, en_avx512_bf16_kernels;
+extern const struct en_kernels en_avx2_kernels, en_avx512_kernels, en_avx512_bf16_kernels, en_amx_kernels;
 
 struct regs {
     unsigned a, b, c, d;
@@ -65,7 +65,7 @@ static int has_amx(void) {
 
 const struct en_isa en_isas[] = {
 #ifdef __x86_64__
-    {"amx", has_amx, &en_avx512_kernels}, /* its place; the tile kernels are not written yet */
+    {"amx", has_amx, &en_amx_kernels},
     {"avx512_bf16", has_fast_avx512_bf16, &en_avx512_bf16_kernels},
     {"avx512", has_avx512, &en_avx512_kernels},
     {"avx2", has_avx2, &en_avx2_kernels},

@@ -5,7 +5,7 @@
 
 #include "attention_tile.h"
 
-#ifdef EN_BF16_DOT
+#ifdef EN_FAST_BF16_DOT
 /* VL words of a row of d elements, from word u; 0 beyond the row */
 WORD vf load_row_words(enum en_dtype type, const void *row, int64_t u, int64_t d) {
     return in_pairs(type) ? v_from_bits(vi_load_u16_n((const uint16_t *)row + 2 * u, d - 2 * u)) : load_as(type, row, u, d - u);

@@ -9,7 +9,7 @@
 
 #include "gemm.h"
 
-#ifdef EN_BF16_DOT
+#ifdef EN_FAST_BF16_DOT
 WORD int in_pairs(enum en_dtype type) { return type == EN_BF16; }
 WORD vf word_fma(const int pairs, vf a, vf b, vf c) {
     return pairs ? v_dot_bf16(v_bits(a), v_bits(b), c) : v_fma(a, b, c);
@@ -88,7 +88,7 @@ BLOCK_TILES(0, 1)
 BLOCK_TILES(0, 2)
 BLOCK_TILES(0, 3)
 BLOCK_TILES(0, 4)
-#ifdef EN_BF16_DOT
+#ifdef EN_FAST_BF16_DOT
 BLOCK_TILES(1, 1)
 BLOCK_TILES(1, 2)
 BLOCK_TILES(1, 3)
@@ -99,7 +99,7 @@ BLOCK_TILES(1, 4)
 
 static const block_tile_fn *const block_tiles[2][5] = {
     {NULL, block_tiles_0_1, block_tiles_0_2, block_tiles_0_3, block_tiles_0_4},
-#ifdef EN_BF16_DOT
+#ifdef EN_FAST_BF16_DOT
     {NULL, block_tiles_1_1, block_tiles_1_2, block_tiles_1_3, block_tiles_1_4},
 #endif
 };

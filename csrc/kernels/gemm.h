@@ -127,6 +127,7 @@ static int multiply(const struct plan *q, struct columns c, int64_t r0, int64_t 
         own = en_scratch(EN_SCRATCH_B, (size_t)(width * steps) * sizeof(float));
     }
     if (!sums || (!q->shared && !own)) return 0;
+    if (q->e->begin) q->e->begin();
     for (struct k_block kb = {0}; next_k_block(q, c.g, &kb);) {
         float *b = q->shared ? shared_b(q, c, kb.before) : own;
         if (!q->shared) pack_b_columns(q, &kb, c, own);
@@ -151,6 +152,7 @@ static int multiply(const struct plan *q, struct columns c, int64_t r0, int64_t 
             }
         }
     }
+    if (q->e->end) q->e->end();
     return 1;
 }
 

@@ -16,9 +16,9 @@
 #endif
 #endif
 
-/* Words of memory that packed operands may take: all rows of A; a block of B, in L2; B that tasks share; B so small that
- * tasks pack their own rows of A. */
-enum { A_WORDS = 6 << 20, BLOCK_WORDS = 1 << 17, SHARED_WORDS = 1 << 20, SMALL_WORDS = 1 << 18 };
+/* Words of memory that packed operands may take: all rows of A; B that tasks share; B so small that tasks pack their own
+ * rows of A. */
+enum { A_WORDS = 6 << 20, SHARED_WORDS = 1 << 20, SMALL_WORDS = 1 << 18 };
 
 /* Rows below which packing B is not worth it where it is f32 and its columns are contiguous. */
 enum { FEW_ROWS = 2 * MR };
@@ -191,7 +191,7 @@ static struct plan make_plan(const struct en_gemm *p, const struct engine *e) {
     for (int i = 0; i < q.groups; i++) {
         struct group *g = &q.group[i];
         const int64_t panels = ceil_div(g->j1 - g->j0, NR);
-        const int64_t most = max64(1, BLOCK_WORDS / NR / max64(min64(g->steps, e->kc), 1));
+        const int64_t most = max64(1, e->block / NR / max64(min64(g->steps, e->kc), 1));
         g->blocks = ceil_div(panels, most);
         if (q.threads > 1 && !q.shared) g->blocks = min64(panels, round_up(g->blocks, q.threads));
         g->first_block = q.blocks;

@@ -72,7 +72,9 @@ WORD vf bf16_step(vf sum, vf a, vf b) { return v_dot_bf16(v_bits(a), v_bits(b), 
  * and computes it as f32. */
 static double peak(enum en_dtype type, double seconds) {
     if (type == EN_F32) return peak_of(f32_step, 2, 0, seconds);
-#ifdef EN_BF16_DOT
+#ifdef EN_BF16_PEAK
+    if (type == EN_BF16) return EN_BF16_PEAK(seconds);
+#elif defined EN_BF16_DOT
     if (type == EN_BF16) return peak_of(bf16_step, 4, 1, seconds);
 #endif
     return 0;

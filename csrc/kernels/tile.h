@@ -28,8 +28,10 @@ struct engine {
     int mr;       /* most rows of a tile, and of a panel of A */
     int pad;      /* words a step of a packed panel of A: its rows, rounded up to a multiple of this */
     int kc;       /* most steps that are summed before C is visited */
+    int block;    /* words of a block of B, which is to stay in L2 */
     void (*pack_a)(int pairs, float *dst, int64_t h, const struct operand *a, int64_t rows, int64_t k, int64_t steps);
     tile_fn tile;
+    void (*begin)(void), (*end)(void); /* around a thread's calls of tile; or NULL */
 };
 
 /* The sum of one more step. */
@@ -92,11 +94,13 @@ WORD void tile_of(const int pairs, const int h, const int nv, const struct segme
 _Static_assert(MR <= 14, "a tile function for every height");
 
 TILES(tile_f32, 0)
-static const struct engine f32_engine = {.align = 1, .mr = MR, .pad = 1, .kc = KC, .pack_a = pack, .tile = tile_f32};
+static const struct engine f32_engine = {
+    .align = 1, .mr = MR, .pad = 1, .kc = KC, .block = 1 << 17, .pack_a = pack, .tile = tile_f32};
 
 #ifdef EN_BF16_DOT
 TILES(tile_dot, 1)
-static const struct engine dot_engine = {.pairs = 1, .align = 1, .mr = MR, .pad = 1, .kc = KC, .pack_a = pack, .tile = tile_dot};
+static const struct engine dot_engine = {
+    .pairs = 1, .align = 1, .mr = MR, .pad = 1, .kc = KC, .block = 1 << 17, .pack_a = pack, .tile = tile_dot};
 #endif
 #undef TILE
 #undef TILES

@@ -11,7 +11,7 @@ from support import need_isa
 from entrenar import _native
 
 
-@pytest.fixture(params=["scalar", "avx2", "avx512", "avx512_bf16"])
+@pytest.fixture(params=["scalar", "avx2", "avx512", "avx512_bf16", "amx"])
 def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     """Use this level during the test."""
     need_isa(request.param)
