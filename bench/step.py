@@ -22,6 +22,7 @@ LLAMA = ("--preset", "llama-124m", "--batch-size", "2", "--seq-len", "512", "--f
 # name -> (what it is, flags of `entrenar bench step`, environment)
 WORK: dict[str, tuple[str, tuple[str, ...], dict[str, str]]] = {
     "lora-0.5b": ("LoRA, rank 16 on all linear layers, Qwen2.5-0.5B, 2 x 512 tokens", QWEN, {}),
+    "lora-0.5b-1.3gb": ("the same in 1.3 GiB", (*QWEN, "--memory-budget", "1.3GiB"), {}),
     "lora-0.5b-1t": ("the same on one thread", QWEN, {"ENTRENAR_THREADS": "1"}),
     "lora-0.5b-avx2": ("the same with AVX2", (*QWEN, "--dtype", "bf16"), {"ENTRENAR_ISA": "avx2"}),
     "full-124m": ("all weights, Llama of 124M, 2 x 512 tokens", LLAMA, {}),

@@ -28,6 +28,7 @@ from entrenar.models.spec import ModelConfig
 from entrenar.nn.lora import LoraConfig
 from entrenar.observe.profile import Kernel, Profile, draw, table
 from entrenar.train.config import TrainConfig
+from entrenar.train.plan import plan_for
 from entrenar.train.setup import make_optimizer
 
 WARM_UP = 2  # steps before those that count: the first makes the optimizer's state, both fill caches
@@ -51,9 +52,10 @@ class Command:
     rank: int = option(16, "rank of the adapter")
     batch_size: int = option(2, "sequences a step")
     seq_len: int = option(512, "tokens a sequence")
-    dtype: Literal["auto", "f32", "f16", "bf16"] = option(
+    dtype: Literal["auto", "f32", "f16", "bf16", "mixed"] = option(
         "auto", "type of the weights; auto: as they are, a preset under an adapter in bf16 where that is fast"
     )
+    memory_budget: str | None = option(None, "memory that a step may take, such as 2GB; layers are recomputed for it")
     optimizer: Literal["adamw", "adamw_8bit", "adam", "sgd"] = option("adamw", "optimizer, as for training")
     quant: str | None = option(None, "4-bit weights; not in this version")
     steps: int = option(8, "steps that count, after two that don't")
@@ -70,6 +72,7 @@ class Command:
         for name, least in (("batch_size", 1), ("seq_len", 2), ("steps", 1), ("seed", 0)):
             if getattr(self, name) < least:
                 raise ConfigError(name, f"{getattr(self, name)} must be at least {least}")
+        self.training()  # a budget that is no size is an error before anything is built
 
     def run(self) -> int:
         model = self.build()
@@ -105,13 +108,19 @@ class Command:
     def training(self) -> TrainConfig:
         """The settings that training has as well."""
         return TrainConfig(
-            batch_size=self.batch_size, seq_len=self.seq_len, optimizer=self.optimizer, learning_rate=LEARNING_RATE
+            batch_size=self.batch_size,
+            seq_len=self.seq_len,
+            optimizer=self.optimizer,
+            learning_rate=LEARNING_RATE,
+            memory_budget=self.memory_budget,
         )
 
     def measure(self, model: CausalLM) -> tuple[dict[str, Any], Profile, list[Kernel]]:
         """What ``--json`` prints, the profile of the last steps, and its rows."""
         shape = (self.batch_size, self.seq_len)
         ids = np.random.default_rng(self.seed).integers(0, model.config.vocab_size, shape)
+        plan = plan_for(model, self.training())
+        model.model.recompute = plan.recomputed
         step = stepper(model, ids, self.training())
         for _ in range(WARM_UP):
             loss = step()
@@ -156,6 +165,9 @@ class Command:
             "share_of_peak": flops / median / peaks[kind],
             "peaks": in_billions(peaks),
             "peak_rss_gb": peak_rss,
+            "predicted_peak_gb": plan.predicted / 2**30,
+            "memory_budget": self.memory_budget,
+            "recomputed_layers": plan.recomputed,
             "loss": loss,
             "profiled_steps": PROFILED,
             "kernels": [as_json(row) for row in kernels],

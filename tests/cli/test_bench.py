@@ -39,6 +39,7 @@ def test_the_figures_of_a_step(capsys: pytest.CaptureFixture[str], tmp_path: Pat
     peak = result["peaks"][f"{result['arithmetic']}_gflops"]
     assert result["share_of_peak"] == pytest.approx(1e3 * result["tflops"] / peak)
     assert 0.01 < result["peak_rss_gb"] < 64
+    assert result["recomputed_layers"] == 0
     calls = {row["name"]: row["calls"] for row in result["kernels"]}
     assert calls["attention"] == calls["attention_backward"] == model.config.num_hidden_layers
     events = json.loads(trace.read_text())["traceEvents"]
@@ -64,6 +65,7 @@ def test_full_training_in_words(capsys: pytest.CaptureFixture[str]) -> None:
         (["step"], "give either --preset or --model"),
         (["step", "--preset", "llama-124m", "--model", "x.gguf"], "give either --preset or --model"),
         (["step", "--preset", "llama-124m", "--quant", "nf4"], "quant: 'nf4': this version keeps weights"),
+        (["step", "--preset", "llama-124m", "--memory-budget", "some"], "memory_budget: 'some'"),
         (["step", "--preset", "llama-125m"], "preset: no preset 'llama-125m'; did you mean llama-124m?"),
         (["step", "--preset", "llama-124m", "--steps", "0"], "steps: 0 must be at least 1"),
         (["step", "--preset", "llama-124m", "--seq-len", "1"], "seq_len: 1 must be at least 2"),
