@@ -79,8 +79,8 @@ static struct attention_sums sums_at(const struct en_attention *p, float *at, in
 }
 
 /* Scores s (m,w) become weights, an operand b, in place; keep: what sums so far count. n vectors of lanes. */
-WORD void weigh_lanes(enum en_dtype type, const int n, int64_t m, int64_t w, vf factor, float *s, float *top, float *sum,
-                      float *keep) {
+WORD void weigh_lanes(enum en_dtype type, const int n, int64_t m, int64_t w, vf factor, float *s, float *top,
+                      float *sum, float *keep) {
     vf most[TILE_WIDTH], shift[TILE_WIDTH], total[TILE_WIDTH][2];
 #pragma GCC unroll 4
     for (int v = 0; v < n; v++) most[v] = v_set(-INFINITY);

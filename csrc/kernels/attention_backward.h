@@ -5,9 +5,9 @@
  * All of it is computed transposed, rows of queries across lanes, as in the forward: S^T = K·Q^T and dP^T = V·g^T. Then
  * lse and D are a lane each, P^T and dS^T as they come are operands a of dV and dK, and dQ^T = K^T·dS^T.
  *
- * A task owns a chunk of the blocks of rows of one kv head: it sums their dQ, and dK and dV over its rows. Chunks share a
- * kv head where there are few of them; they hold about equal work, and their number depends on shapes alone. Sums of dK
- * and dV then add up in the order of the chunks.
+ * A task owns a chunk of the blocks of rows of one kv head: it sums their dQ, and dK and dV over its rows. Chunks share
+ * a kv head where there are few of them; they hold about equal work, and their number depends on shapes alone. Sums of
+ * dK and dV then add up in the order of the chunks.
  *
  * A NaN in a row of g or o reaches the keys of its block, for the reason that one in V does in the forward.
  *
@@ -151,7 +151,8 @@ WORD void gradients_as(enum en_dtype type, const struct en_attention *p, int64_t
         e = min64(see.hi, (j / GRADIENT_KEYS + 1) * GRADIENT_KEYS);
         const int64_t m = e - j;
         const struct block scores = {.depth = du, .a_row = du, .a_step = 1, .b_row = w, .c_row = w};
-        const struct block over_rows = {.depth = words(type, n), .a_row = w, .a_step = 1, .b_row = width, .c_row = width};
+        const struct block over_rows = {
+            .depth = words(type, n), .a_row = w, .a_step = 1, .b_row = width, .c_row = width};
         const struct block over_keys = {
             .depth = words(type, m), .a_row = 1, .a_step = width, .b_row = w, .c_row = w};
         meet_keys(type, p, keys, b, kv, j / ATTENTION_KEYS);
@@ -164,8 +165,8 @@ WORD void gradients_as(enum en_dtype type, const struct en_attention *p, int64_t
         weigh_gradients(type, m, w, p->scale, x);
         block_product(pairs, m, width, over_rows, x->s, x->g_along, keys->dv + j * width, x->ones);
         block_product(pairs, m, width, over_rows, x->ds, x->q_along, keys->dk + j * width, x->ones);
-        block_product(pairs, d, w, over_keys, keys->k_along + words(type, j) * width, pairs ? x->ds_along : x->ds, x->dq,
-                      x->ones);
+        block_product(pairs, d, w, over_keys, keys->k_along + words(type, j) * width, pairs ? x->ds_along : x->ds,
+                      x->dq, x->ones);
     }
     query_rows(p, &p->dq, b, kv, r, n, row);
     for (int64_t i = 0; i < w; i++) x->dot[i] = p->scale;

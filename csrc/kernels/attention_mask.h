@@ -25,8 +25,8 @@ static void query_rows(const struct en_attention *p, const struct en_heads *x, i
     const int64_t group = attention_group(p);
     for (int64_t i = 0; i < n; i++) row[i] = head_at(p, x, b, (r + i) / group, kv * group + (r + i) % group);
 }
-static void key_rows(const struct en_attention *p, const struct en_heads *x, int64_t b, int64_t kv, int64_t j, int64_t n,
-                     void **row) {
+static void key_rows(const struct en_attention *p, const struct en_heads *x, int64_t b, int64_t kv, int64_t j,
+                     int64_t n, void **row) {
     for (int64_t i = 0; i < n; i++) row[i] = head_at(p, x, b, j + i, kv);
 }
 

@@ -8,10 +8,10 @@
 #ifdef EN_FAST_BF16_DOT
 /* VL words of a row of d elements, from word u; 0 beyond the row */
 WORD vf load_row_words(enum en_dtype type, const void *row, int64_t u, int64_t d) {
-    return in_pairs(type) ? v_from_bits(vi_load_u16_n((const uint16_t *)row + 2 * u, d - 2 * u)) : load_as(type, row, u, d - u);
+    if (in_pairs(type)) return v_from_bits(vi_load_u16_n((const uint16_t *)row + 2 * u, d - 2 * u));
+    return load_as(type, row, u, d - u);
 }
-/* Rows j (even) and j + 1 of an operand b whose k is rows; w: steps of rows that aren't in words. In place: rows of pairs
- * lie no later. */
+/* Rows j (even) and j + 1 of an operand b whose k is rows of w words. In place: rows of pairs lie no later. */
 WORD void store_along(enum en_dtype type, float *to, int64_t j, int64_t w, vf x, vf y) {
     if (in_pairs(type)) {
         v_store(to + j / 2 * w, v_from_bits(v_zip_halves(v_pack_bf16(x, y))));
@@ -30,7 +30,9 @@ WORD void store_rows(enum en_dtype type, float *row, float *next, int64_t i, vf 
     }
 }
 #else
-WORD vf load_row_words(enum en_dtype type, const void *row, int64_t u, int64_t d) { return load_as(type, row, u, d - u); }
+WORD vf load_row_words(enum en_dtype type, const void *row, int64_t u, int64_t d) {
+    return load_as(type, row, u, d - u);
+}
 WORD void store_along(enum en_dtype type, float *to, int64_t j, int64_t w, vf x, vf y) {
     (void)type;
     v_store(to + j * w, x);

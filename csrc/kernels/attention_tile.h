@@ -1,8 +1,8 @@
 /* Products of blocks for attention: c (m,n) = a (m,k) · b (k,n), or c times a factor a column plus that.
  *
- * Operands are packed into words of 32 bits. A word is a float or, where arrays are bf16 and the level multiplies those,
- * a pair of neighbours along k, so that one tile serves both: words of a are broadcast, those of b lie across lanes. n is
- * a multiple of VL. A level with a better product of blocks replaces block_product.
+ * Operands are packed into words of 32 bits. A word is a float or, where arrays are bf16 and the level multiplies
+ * those, a pair of neighbours along k, so that one tile serves both: words of a are broadcast, those of b lie across
+ * lanes. n is a multiple of VL.
  */
 #ifndef EN_ATTENTION_TILE_H
 #define EN_ATTENTION_TILE_H
