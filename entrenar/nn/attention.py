@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from entrenar import ops
+from entrenar.errors import GraphError
 from entrenar.nn.cache import KVCache
 from entrenar.nn.layers import Linear, RMSNorm, project
 from entrenar.nn.module import Module
@@ -74,6 +75,8 @@ class Attention(Module):
 
     def _attend_past(self, qkv: Tensor, context: Context, layer: int) -> Tensor:
         """The same with the cache's tokens before these; leaves nothing on the tape, and turns q and k in place."""
+        if qkv.requires_grad:
+            raise GraphError("attention: a cache keeps no gradients; run the model under no_grad()")
         s, cpu = self.sizes, qkv.backend
         heads = qkv.data.reshape(*qkv.shape[:2], s.heads + 2 * s.kv_heads, s.head_dim)
         cpu.rope_(heads[:, :, : s.heads + s.kv_heads], context.cos, context.sin)

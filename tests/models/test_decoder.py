@@ -6,7 +6,7 @@ import reference_decoder as reference
 import tiny_models as tiny
 
 from entrenar import CausalLM, LoraConfig, ModelConfig, no_grad
-from entrenar.errors import DataError, DTypeError, EntrenarError, MemoryLimitError, ShapeError
+from entrenar.errors import DataError, DTypeError, EntrenarError, GraphError, MemoryLimitError, ShapeError
 from entrenar.models import memory
 
 NAMES = list(tiny.CONFIGS)
@@ -84,6 +84,12 @@ def test_the_cache_gives_the_logits_of_the_whole_sequence(name):
             logits = model.next_logits(ids[:, at : at + size], cache)
             at += size
             assert np.abs(logits - whole[at - 1]).max() <= 1e-5 * np.abs(whole).max()
+
+
+def test_a_cache_and_gradients_exclude_each_other():
+    model = tiny.model()
+    with pytest.raises(GraphError, match="no_grad"):
+        model.model(ids_for(model, (1, 3)), cache=model.new_cache(3))
 
 
 def test_packed_sequences_do_not_see_each_other():
