@@ -120,7 +120,7 @@ class Command:
         shape = (self.batch_size, self.seq_len)
         ids = np.random.default_rng(self.seed).integers(0, model.config.vocab_size, shape)
         plan = plan_for(model, self.training())
-        model.model.recompute = plan.recomputed
+        model.model.recompute, model.logits_rows = plan.recomputed, plan.rows
         step = stepper(model, ids, self.training())
         for _ in range(WARM_UP):
             loss = step()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from entrenar.cli.run import RunSettings
 from entrenar.cli.settings import option, required
@@ -24,6 +25,9 @@ class Command(RunSettings):
     """
 
     model: str = required("a GGUF file or a Hugging Face directory")
+    dtype: Literal["auto", "f32", "f16", "bf16", "mixed"] = option(
+        "auto", "f32: weights and arithmetic; bf16 and f16: weights; auto: weights as stored, bf16 where that is fast"
+    )
     rank: int = option(16, "rank of the adapter, 1 to 512")
     alpha: float = option(32.0, "the adapter counts alpha / rank")
     dropout: float = option(0.0, "chance that an element of the adapter's input is dropped while training")
@@ -47,7 +51,7 @@ class Command(RunSettings):
             raise ConfigError(FLAGS[error.field], error.reason) from None
 
     def build(self) -> CausalLM:
-        return load(self.model).add_lora(self.lora_config(), seed=self.seed)
+        return load(self.model, dtype=self.dtype).add_lora(self.lora_config(), seed=self.seed)
 
     def save(self, model: CausalLM, out: Path) -> Path:
         model.save_adapter(out / "adapter")

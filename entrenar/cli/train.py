@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Literal
 
 from entrenar.cli.run import RunSettings
 from entrenar.cli.settings import option
@@ -75,12 +76,15 @@ class Command(RunSettings, Shape):
     tokenizer: str | None = option(
         None, "char (the data's characters), a GGUF file or a directory; by default BPE is trained on the data"
     )
+    dtype: Literal["auto", "f32", "mixed", "bf16"] = option(
+        "auto", "f32: exact; mixed: weights f32, bf16 between layers; bf16: weights too; auto: what the CPU is best at"
+    )
     valid_fraction: float = option(0.1, "share of the data held out where it has no valid file")
 
     def build(self) -> CausalLM:
         tokenizer = self.make_tokenizer()
         config = self.model_config(tokenizer, self.seq_len)
-        model = CausalLM.from_config(config, seed=self.seed)
+        model = CausalLM.from_config(config, seed=self.seed, dtype=self.dtype)
         model.tokenizer = tokenizer
         return model
 

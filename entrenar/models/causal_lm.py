@@ -40,6 +40,7 @@ class CausalLM(Module):
     Attributes:
         compute: "f32" or "bf16", the type of what flows from layer to layer; sums, losses and all gradients of weights
             are f32 in any case.
+        logits_rows: positions whose logits `loss` holds at once, None for as many as are fastest.
         config: the `ModelConfig`. tokenizer: the `Tokenizer`, or None. adapter: the attached `LoraConfig`, or None.
         source: the file or directory it was loaded from, or None.
     """
@@ -52,6 +53,7 @@ class CausalLM(Module):
         self.adapter: LoraConfig | None = None
         self.source: str | None = None
         self.training = True
+        self.logits_rows: int | None = None
         self.compute = natural(weight.dtype for _, weight in self.named_weights())
 
     @property
@@ -142,7 +144,9 @@ class CausalLM(Module):
         hidden = self.model(ids, starts)
         if dropout_of([self.lm_head]):  # an adapter of the head itself: the fused loss drops nothing
             return ops.cross_entropy(ops.cast(self.lm_head(hidden), "f32"), targets, IGNORE, denominator)
-        return ops.linear_cross_entropy(hidden, self.lm_head.part(), targets, IGNORE, denominator)
+        return ops.linear_cross_entropy(
+            hidden, self.lm_head.part(), targets, IGNORE, denominator, at_once=self.logits_rows
+        )
 
     # ---- parameters -----------------------------------------------------------------------------------------------
 

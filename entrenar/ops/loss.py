@@ -46,12 +46,18 @@ def cross_entropy(
 
 @op(half=("part",), flow=("x",))
 def linear_cross_entropy(
-    x: Tensor, part: Part, labels: npt.ArrayLike, ignore_index: int = -100, denominator: float | None = None
+    x: Tensor,
+    part: Part,
+    labels: npt.ArrayLike,
+    ignore_index: int = -100,
+    denominator: float | None = None,
+    at_once: int | None = None,
 ) -> tuple[Array, Vjp]:
     """`cross_entropy` of x's projection by one part, (..., V), which exists for some rows at a time only.
 
     x (..., d), float32 or bfloat16, labels (...). Rows with the label `ignore_index` cost nothing. The gradients of x
     and of what is trainable in the part are made on the way, and are what is kept for the way back.
+    at_once: rows whose logits exist together, `chunk_rows` for None.
 
     Raises:
         DataError: no position counts, or a label is outside 0 … V - 1.
@@ -70,7 +76,7 @@ def linear_cross_entropy(
     need_low = dh is not None or weights.need_a
     grads: Gradients | None = None
     total = 0.0
-    step = chunk_rows(len(h), weights.d_out * h.itemsize)
+    step = at_once or chunk_rows(len(h), weights.d_out * h.itemsize)
     room = cpu.buffer((min(step, len(h)), weights.d_out), h.dtype)
     for begin in range(0, len(h), step):
         some, dlogits = h[begin : begin + step], room[: len(h) - begin]

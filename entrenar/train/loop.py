@@ -130,8 +130,9 @@ class Trainer:
         Raises:
             NonFiniteError: `max_skipped_steps` steps in a row could not be applied; the message reports them.
         """
-        was_training, was_recomputing = self.model.training, self.model.model.recompute
-        self.model.model.recompute = self.plan.recomputed
+        was_training = self.model.training
+        before = self.model.model.recompute, self.model.logits_rows
+        self.model.model.recompute, self.model.logits_rows = self.plan.recomputed, self.plan.rows
         if self._rng_state is None:
             manual_seed(self.config.seed)
         else:
@@ -163,7 +164,7 @@ class Trainer:
                 emit("train.stop", step=self.progress.step, reason=stopped_by)
             finally:
                 self.model.train(was_training)
-                self.model.model.recompute = was_recomputing
+                self.model.model.recompute, self.model.logits_rows = before
                 self.optimizer.zero_grad()
                 self._rng_state = default_rng.state_dict()
                 if self._metrics is not None:

@@ -7,6 +7,7 @@ docs/training.md has the same as a table.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,7 @@ BASE = 60_000_000  # bytes of the interpreter with everything that training impo
 PACKED = 24 << 20  # bytes of a product's left side that are packed at a time (A_WORDS in csrc/kernels/gemm.h)
 THREAD = 2 << 20  # bytes of right sides and sums that a thread works on
 MARGIN = 0.9  # "auto" plans with this share of what is free
+FEWER_ROWS = (256, 128)  # of logits at once; below, reading the head's weights takes longer than multiplying
 STATE = {"adamw": 8.0, "adam": 8.0, "adamw_8bit": 2 + 8 / 256}  # bytes of optimizer state a trained weight
 
 
@@ -44,7 +46,8 @@ class Footprint:
         boundary: a layer's input, always kept. kept: what a layer keeps besides, unless it is computed again.
         working: what a layer's backward pass needs for itself.
         layer_gradients, other_gradients: of a layer's trained weights, and of those outside the layers.
-        loss: logits of some rows, and the final hidden states with their gradient.
+        hidden: the final states, their norm and its gradient. logits: of one position. rows: positions whose logits
+            are held at once where memory does not matter.
         embedding: the gradient of a tied embedding until it is added to the head's.
         accumulated: whether gradients live through the whole step, from the micro-batch before.
     """
@@ -59,17 +62,23 @@ class Footprint:
     working: int
     layer_gradients: int
     other_gradients: int
-    loss: int
+    hidden: int
+    logits: int
+    rows: int
     embedding: int
     accumulated: bool
 
-    def peak(self, recomputed: int) -> int:
-        """The most that lives at once where the first `recomputed` layers are computed again."""
+    def peak(self, recomputed: int, rows: int | None = None) -> int:
+        """The most that lives at once where the first `recomputed` layers are computed again.
+
+        rows: positions whose logits are held at once.
+        """
+        loss = self.hidden + (rows or self.rows) * self.logits
         gradients = self.layers * self.layer_gradients + self.other_gradients
         held = self.base + self.scratch + self.weights + self.state + (gradients if self.accumulated else 0)
         new = 0 if self.accumulated else 1  # gradients that come into being in this backward pass
         inputs = self.layers * self.boundary
-        moments = [held + inputs + (self.layers - recomputed) * self.kept + self.loss + new * self.other_gradients]
+        moments = [held + inputs + (self.layers - recomputed) * self.kept + loss + new * self.other_gradients]
         for layer in range(self.layers):  # while its backward pass runs
             below = max(0, layer - recomputed) * self.kept
             done = (self.layers - layer) * self.layer_gradients + self.other_gradients
@@ -82,9 +91,11 @@ class Footprint:
 
 @dataclass(frozen=True)
 class Plan:
-    """What was decided: how many layers are computed again, and the peak memory that follows, in bytes."""
+    """What was decided: how many layers are computed again, how many positions' logits are held at once (None: as many
+    as are fastest), and the peak memory that follows, in bytes."""
 
     recomputed: int
+    rows: int | None
     predicted: int
     budget: int | None
     footprint: Footprint
@@ -123,15 +134,15 @@ def footprint(
     # kept: q, k, v; attention's result; x after it; gate and up; statistics of two norms and of softmax; x·Aᵀ
     kept = (q_size + 2 * kv_size + q_size + hidden + 2 * wide) * size
     kept += (2 + config.num_attention_heads + ranks) * 4
-    # the gradients of x, of the gated product and of gate and up, and that product or the norm built again
-    working = (2 * hidden + 4 * wide) * size
+    # the gradients of x, of the gated product (then the product itself in its place), and of gate and up
+    working = (2 * hidden + 3 * wide) * size
     embedding = config.vocab_size * hidden * 4 if adapter is None and config.tie_word_embeddings else 0
     parameters = sum(trained.values())
     logits = config.vocab_size * size
-    rows = logits * chunk_rows(tokens, logits)
+    rows = chunk_rows(tokens, logits)
     return Footprint(
         base=base,
-        scratch=min(PACKED, max(tokens * max(wide, q_size, hidden) * size, rows)) + get_num_threads() * THREAD,
+        scratch=min(PACKED, max(tokens * max(wide, q_size, hidden) * size, rows * logits)) + get_num_threads() * THREAD,
         weights=weights + (4 * parameters if adapter is not None else 0),
         state=int(STATE.get(training.optimizer, 4.0 if training.momentum else 0.0) * parameters),
         layers=layers,
@@ -140,7 +151,9 @@ def footprint(
         working=tokens * working,
         layer_gradients=4 * (in_layers // layers),
         other_gradients=4 * (parameters - in_layers),
-        loss=3 * tokens * hidden * size + rows,
+        hidden=3 * tokens * hidden * size,
+        logits=logits,
+        rows=rows,
         embedding=embedding,
         accumulated=training.gradient_accumulation_steps > 1,
     )
@@ -159,27 +172,30 @@ def _matrices(shapes: dict[str, tuple[int, ...]], config: ModelConfig) -> Iterab
 def make_plan(size: Footprint, training: TrainConfig, free: int) -> Plan:
     """As few layers computed again as the budget allows; all with `gradient_checkpointing`.
 
+    Where that is not enough, fewer logits are held at once, which costs more time for what it saves.
+
     Args:
         free: bytes that the process may take in all, for the budget "auto".
 
     Raises:
         MemoryLimitError: the budget is too small whatever is computed again; the message gives the least.
     """
-    recomputed = size.layers if training.gradient_checkpointing else 0
+    recomputed, rows = (size.layers if training.gradient_checkpointing else 0), None
     if training.memory_budget is None:
-        return Plan(recomputed, size.peak(recomputed), None, size)
+        return Plan(recomputed, rows, size.peak(recomputed), None, size)
     automatic = training.memory_budget == "auto"
     budget = int(MARGIN * free) if automatic else parse_bytes("memory_budget", training.memory_budget)
     while size.peak(recomputed) > budget and recomputed < size.layers:
         recomputed += 1
-    least = size.peak(recomputed)
-    if least <= budget:
-        return Plan(recomputed, least, budget, size)
+    for rows in (None, *(n for n in FEWER_ROWS if n < size.rows)):
+        least = size.peak(recomputed, rows)
+        if least <= budget:
+            return Plan(recomputed, rows, least, budget, size)
     raise MemoryLimitError(
         f"memory_budget: {gigabytes(budget)} is too little: with every layer computed again a step takes "
         f"{gigabytes(least)}, of which {gigabytes(size.weights)} are weights and {gigabytes(size.state)} the "
         f"optimizer's state; lower batch_size ({training.batch_size}) or seq_len ({training.seq_len}), or give at "
-        f"least {least / 1e9 + 0.005:.2f}GB"
+        f"least {math.ceil(least / 1e7) / 100:.2f}GB"
     )
 
 

@@ -168,3 +168,17 @@ def test_a_model_that_cannot_fit_is_refused_with_both_numbers(monkeypatch):
     monkeypatch.setattr(memory, "available_bytes", lambda: 4_000_000_000)
     with pytest.raises(MemoryLimitError, match=r"26\.95 GB.*4\.00 GB"):
         CausalLM.from_config(ModelConfig.preset("llama2-7b"))
+
+
+def test_how_many_logits_are_held_at_once_changes_rounding_only():
+    found = []
+    for rows in (None, 3, 1):
+        model = tiny.model("qwen2", lora=LORA)
+        model.logits_rows = rows
+        loss = model.loss(ids_for(model, (2, 9)))
+        loss.backward()
+        found.append((loss.item(), [p.grad.numpy() for p in model.parameters()]))
+    for loss, grads in found[1:]:
+        assert loss == pytest.approx(found[0][0], rel=1e-6)
+        for grad, want in zip(grads, found[0][1], strict=True):
+            assert np.abs(grad - want).max() <= 1e-5 * np.abs(want).max()

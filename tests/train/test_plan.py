@@ -77,11 +77,20 @@ def test_a_budget_decides_how_many_layers_keep_their_activations() -> None:
 
 
 @pytest.mark.tier1
+def test_fewer_logits_are_the_last_resort() -> None:
+    size = plan(None).footprint
+    assert plan("1.7GB").rows is None
+    for rows in (256, 128):
+        tight = plan(f"{size.peak(24, rows)}")
+        assert (tight.recomputed, tight.rows) == (24, rows)
+
+
+@pytest.mark.tier1
 def test_a_budget_that_can_not_be_met_says_the_least_and_what_to_change() -> None:
     with pytest.raises(MemoryLimitError, match=r"memory_budget: 1\.00 GB.*batch_size \(2\).*at least (\d\.\d+)GB") as e:
         plan("1GB")
-    least = str(e.value).rpartition("at least ")[2]
-    assert plan(least).recomputed == 24
+    least = plan(str(e.value).rpartition("at least ")[2])
+    assert (least.recomputed, least.rows) == (24, 128)
 
 
 @pytest.mark.tier1
