@@ -30,7 +30,7 @@ static void pack_a_rows(const struct plan *q, int64_t first, int64_t last, float
             for (int64_t r = first; r < last; r++) {
                 const int64_t i = panel_start(q, r), h = panel_start(q, r + 1) - i, some = min64(most, k - k0);
                 const int64_t steps = k0 + some == k ? q->a_steps[t] - k0 / each : some / each;
-                const struct operand at = operand_at(&o, q->m0 + i, k0);
+                const struct operand at = operand_at(&o, i, k0);
                 q->e->pack_a(pairs, packed_a(q, a, t, r - base, h, k0 / each), h, &at, h, some, steps);
             }
     }
@@ -93,6 +93,12 @@ static void finish(const struct en_gemm *p, const float *sums, int64_t row, int6
         finish_as(EN_F32, p, sums, row, i, j, h, n, old, extras);
 }
 
+/* A whole product's sums in f32, rows at a multiple of VL, before they are finished. */
+struct sums {
+    const struct en_gemm *p;
+    float *sums;
+};
+
 /* One tile of C, from one block of k. f32 sums of several blocks meet in C itself, where the first brings the extras
  * along; those of bf16 meet in `sums`, and C is written with the last. */
 static void one_tile(const struct plan *q, const struct k_block *kb, const struct segment *s, int64_t i, int64_t j,
@@ -114,8 +120,43 @@ static void one_tile(const struct plan *q, const struct k_block *kb, const struc
     if (kb->last) finish(p, sums, width, i, j, h, n, p->accumulate, 1);
 }
 
+/* LOOK AHEAD: while one block of B is multiplied, the memory of the next comes into cache, some lines with every tile.
+ * The part of that memory which is left: rows of contiguous bytes. */
+struct ahead {
+    const char *row;
+    int64_t rows, stride, bytes, at;
+    int64_t lines; /* a tile */
+};
+
+static struct ahead look_ahead(const struct plan *q, const struct k_block *kb, struct columns c, int64_t tiles) {
+    struct ahead x = {0};
+    const struct piece *most = kb->piece;
+    if (!kb->pieces) return x;
+    for (int i = 1; i < kb->pieces; i++)
+        if (kb->piece[i].k > most->k) most = &kb->piece[i];
+    const struct operand all = b_of(&q->p->term[most->term]);
+    const struct operand b = operand_at(&all, c.j0 - q->p->term[most->term].n0, most->k0);
+    const int64_t size = type_size(b.type), n = c.j1 - c.j0;
+    x.row = b.data;
+    if (b.k == 1)
+        x.rows = n, x.stride = b.row * size, x.bytes = most->k * size;
+    else if (b.row == 1)
+        x.rows = most->k, x.stride = b.k * size, x.bytes = n * size;
+    x.lines = ceil_div(x.rows * (x.bytes / 64 + 1), tiles);
+    return x;
+}
+
+static inline void fetch_ahead(struct ahead *x) {
+    for (int64_t i = 0; i < x->lines && x->rows; i++) {
+        __builtin_prefetch(x->row + x->at, 0, 2);
+        x->at += 64;
+        if (x->at >= x->bytes) x->at = 0, x->row += x->stride, x->rows--;
+    }
+}
+
 /* Panels [r0, r1) of A, panel `base` at a, times some columns. False: no memory. */
-static int multiply(const struct plan *q, struct columns c, int64_t r0, int64_t r1, float *a, int64_t base) {
+static int multiply(const struct plan *q, struct columns c, int64_t r0, int64_t r1, float *a, int64_t base,
+                    const struct columns *next) {
     const struct en_gemm *p = q->p;
     const int64_t tile_words = round_up(q->e->mr, q->e->pad) * NR, width = padded_columns(c.j1 - c.j0);
     const int64_t panels = ceil_div(c.j1 - c.j0, NR);
@@ -130,7 +171,16 @@ static int multiply(const struct plan *q, struct columns c, int64_t r0, int64_t 
     if (q->e->begin) q->e->begin();
     for (struct k_block kb = {0}; next_k_block(q, c.g, &kb);) {
         float *b = q->shared ? shared_b(q, c, kb.before) : own;
-        if (!q->shared) pack_b_columns(q, &kb, c, own);
+        struct ahead ahead = {0};
+        if (!q->shared) {
+            pack_b_columns(q, &kb, c, own);
+            struct k_block after = kb, first = {0};
+            const int64_t tiles = (r1 - r0) * panels;
+            if (next_k_block(q, c.g, &after))
+                ahead = look_ahead(q, &after, c, tiles);
+            else if (next && next_k_block(q, next->g, &first))
+                ahead = look_ahead(q, &first, *next, tiles);
+        }
         for (int64_t r = r0; r < r1; r++) {
             const int64_t i = panel_start(q, r), h = panel_start(q, r + 1) - i;
             for (int64_t v = 0; v < panels; v++) {
@@ -148,7 +198,8 @@ static int multiply(const struct plan *q, struct columns c, int64_t r0, int64_t 
                     }
                     from += width * piece->steps;
                 }
-                one_tile(q, &kb, s, q->m0 + i, j, h, n, sums + (keeps ? ((r - r0) * panels + v) * tile_words : 0));
+                fetch_ahead(&ahead);
+                one_tile(q, &kb, s, i, j, h, n, sums + (keeps ? ((r - r0) * panels + v) * tile_words : 0));
             }
         }
     }
@@ -156,13 +207,18 @@ static int multiply(const struct plan *q, struct columns c, int64_t r0, int64_t 
     return 1;
 }
 
-/* Tasks: part of the rows times a block of columns. */
-static void multiply_block(void *context, int64_t begin, int64_t end) {
+/* Tasks: part of the rows times a block of columns. A thread claims its next one before it starts on one. */
+static void multiply_blocks(void *context, int64_t begin, int64_t end) {
     struct plan *q = context;
-    for (int64_t task = begin; task < end; task++) {
+    const int64_t tasks = q->blocks * q->parts;
+    (void)begin, (void)end;
+    for (int64_t next, task = q->next_task++; task < tasks; task = next) {
+        next = q->next_task++;
         const int64_t part = task % q->parts;
-        if (!multiply(q, columns_of_block(q, task / q->parts), cut(q->panels, q->parts, part),
-                      cut(q->panels, q->parts, part + 1), q->a, 0))
+        const struct columns c = columns_of_block(q, task / q->parts);
+        const struct columns after = next < tasks ? columns_of_block(q, next / q->parts) : c;
+        if (!multiply(q, c, cut(q->panels, q->parts, part), cut(q->panels, q->parts, part + 1), q->a, 0,
+                      next < tasks ? &after : NULL))
             q->status = EN_NO_MEMORY;
     }
 }
@@ -176,29 +232,81 @@ static void multiply_rows(void *context, int64_t begin, int64_t end) {
         const int64_t first = task * q->together, last = min64(q->panels, first + q->together);
         pack_a_rows(q, first, last, a, first);
         for (int64_t block = 0; block < q->blocks; block++)
-            if (!multiply(q, columns_of_block(q, block), first, last, a, first)) q->status = EN_NO_MEMORY;
+            if (!multiply(q, columns_of_block(q, block), first, last, a, first, NULL)) q->status = EN_NO_MEMORY;
     }
 }
 
+static en_status gemm_planned(struct plan *q) {
+    if (q->shared && !(q->b = en_scratch(EN_SCRATCH_B, (size_t)q->b_words * sizeof(float)))) return EN_NO_MEMORY;
+    if (q->own_rows) {
+        en_parallel_tasks(q->blocks, q->threads, pack_shared, q);
+        en_parallel_tasks(q->row_tasks, q->threads, multiply_rows, q);
+        return (en_status)q->status;
+    }
+    if (!(q->a = en_scratch(EN_SCRATCH_A, (size_t)(q->panels * q->a_words) * sizeof(float)))) return EN_NO_MEMORY;
+    en_parallel_tasks(q->row_tasks + (q->shared ? q->blocks : 0), q->threads, pack_shared, q);
+    en_parallel_for(min64(q->threads, q->blocks * q->parts), 1, multiply_blocks, q);
+    return (en_status)q->status;
+}
+
+static void finish_sums(void *context, int64_t begin, int64_t end) {
+    const struct sums *s = context;
+    const int64_t row = round_up(s->p->n, VL);
+    finish(s->p, s->sums + begin * row, row, begin, 0, end - begin, s->p->n, s->p->accumulate, 1);
+}
+
+/* Where the packed rows of A would not stay in cache: `parts` products over parts of k, summed in f32. Their cuts are
+ * those that all of k would have. */
+static en_status gemm_deep(const struct en_gemm *p, const struct engine *e, int64_t parts) {
+    struct en_gemm part = *p;
+    struct sums s = {p, NULL};
+    if (p->c_type != EN_F32) {
+        part.c_row = round_up(p->n, VL);
+        part.c = s.sums = en_alloc((size_t)(p->m * part.c_row) * sizeof(float));
+        if (!s.sums) return EN_NO_MEMORY;
+        part.c_type = EN_F32;
+        part.bias = NULL, part.residual = NULL, part.accumulate = 0;
+    }
+    en_status status = EN_OK;
+    for (int64_t i = 0; i < parts && status == EN_OK; i++) {
+        for (int t = 0; t < p->terms; t++) {
+            const struct en_term *all = &p->term[t];
+            struct en_term *x = &part.term[t];
+            const int64_t cuts = k_cuts(e, steps_of(e, all->k));
+            const int64_t k0 = k_cut(e, all->k, cuts, cut(cuts, parts, i)), k1 = k_cut(e, all->k, cuts, cut(cuts, parts, i + 1));
+            x->k = k1 - k0;
+            x->a = element(all->a_type, all->a, k0 * all->a_col);
+            x->b = element(all->b_type, all->b, k0 * all->b_row);
+        }
+        struct plan q = make_plan(&part, e);
+        status = gemm_planned(&q);
+        part.bias = NULL, part.residual = NULL, part.accumulate = 1;
+    }
+    if (s.sums && status == EN_OK) en_parallel_for(p->m, GEMM_GRAIN / 8 / p->n + 1, finish_sums, &s);
+    en_free(s.sums);
+    return status;
+}
+
+/* A's packed rows stay in the last cache: so many rows at a time, and then so many parts of k. */
 static en_status gemm_blocks(const struct en_gemm *p, const struct engine *e) {
     struct plan q = make_plan(p, e);
-    if (q.shared && !(q.b = en_scratch(EN_SCRATCH_B, (size_t)q.b_words * sizeof(float)))) return EN_NO_MEMORY;
-    if (q.own_rows) {
-        plan_rows(&q, 0, p->m);
-        en_parallel_tasks(q.blocks, q.threads, pack_shared, &q);
-        en_parallel_tasks(q.row_tasks, q.threads, multiply_rows, &q);
-        return (en_status)q.status;
+    const int64_t panels = max64(q.own_rows ? q.panels : A_WORDS / q.a_words, A_ROWS / e->mr);
+    if (q.panels <= panels) {
+        const int64_t parts = q.own_rows ? 1 : ceil_div(q.panels * q.a_words, A_WORDS);
+        return parts == 1 ? gemm_planned(&q) : gemm_deep(p, e, parts);
     }
-    /* rows at a time, as many as A's memory holds */
-    const int64_t chunks = ceil_div(p->m, max64(A_WORDS / q.a_words, 4) * e->mr);
-    q.a = en_scratch(EN_SCRATCH_A, (size_t)(ceil_div(ceil_div(p->m, chunks), e->mr) * q.a_words) * sizeof(float));
-    if (!q.a) return EN_NO_MEMORY;
-    for (int64_t c = 0; c < chunks && q.status == EN_OK; c++) {
-        plan_rows(&q, cut(p->m, chunks, c), cut(p->m, chunks, c + 1));
-        en_parallel_tasks(q.row_tasks + (q.shared && c == 0 ? q.blocks : 0), q.threads, pack_shared, &q);
-        en_parallel_tasks(q.blocks * q.parts, q.threads, multiply_block, &q);
+    const int64_t chunks = ceil_div(q.panels, panels);
+    en_status status = EN_OK;
+    for (int64_t c = 0; c < chunks && status == EN_OK; c++) {
+        const int64_t i = cut(p->m, chunks, c);
+        struct en_gemm rows = *p;
+        rows.m = cut(p->m, chunks, c + 1) - i;
+        for (int t = 0; t < p->terms; t++) rows.term[t].a = element(p->term[t].a_type, p->term[t].a, i * p->term[t].a_row);
+        rows.c = element(p->c_type, p->c, i * p->c_row);
+        if (p->residual) rows.residual = element(p->c_type, p->residual, i * p->residual_row);
+        status = gemm_blocks(&rows, e);
     }
-    return (en_status)q.status;
+    return status;
 }
 
 /* All terms skinny: each is added to C, or where that isn't plain f32, to a sum of its own. */

@@ -16,9 +16,9 @@
 #endif
 #endif
 
-/* Words of memory that packed operands may take: all rows of A; B that tasks share; B so small that tasks pack their own
- * rows of A. */
-enum { A_WORDS = 6 << 20, SHARED_WORDS = 1 << 20, SMALL_WORDS = 1 << 18 };
+/* Words of memory that packed operands may take: rows of A, in the last cache, and so many rows at least; B that tasks
+ * share; B so small that tasks pack their own rows of A. */
+enum { A_WORDS = 2 << 20, A_ROWS = 1024, SHARED_WORDS = 1 << 20, SMALL_WORDS = 1 << 18 };
 
 /* Rows below which packing B is not worth it where it is f32 and its columns are contiguous. */
 enum { FEW_ROWS = 2 * MR };
@@ -40,7 +40,7 @@ struct plan {
     const struct en_gemm *p;
     const struct engine *e;
     int64_t threads;
-    int64_t m0, m1, panels;       /* rows at hand, and their panels */
+    int64_t panels;               /* of rows */
     int64_t together, row_tasks;  /* panels packed by one task; such tasks */
     int64_t parts;                /* of the panels: tasks of one block of columns */
     int groups;
@@ -54,11 +54,21 @@ struct plan {
     int64_t a_words;              /* of a panel of A, of all terms */
     int64_t b_words;
     float *a, *b;
+    _Atomic int64_t next_task; /* not claimed yet */
     _Atomic int status;
 };
 
 static inline int64_t steps_of(const struct engine *e, int64_t k) {
     return round_up(e->pairs ? (k + 1) / 2 : k, e->align);
+}
+
+/* Blocks of k of a term, cut as even as can be, and where block i begins. */
+static inline int64_t k_cuts(const struct engine *e, int64_t steps) { return max64(ceil_div(steps, e->kc), 1); }
+static inline int64_t step_cut(const struct engine *e, int64_t steps, int64_t cuts, int64_t i) {
+    return cut(steps / e->align, cuts, i) * e->align;
+}
+static inline int64_t k_cut(const struct engine *e, int64_t k, int64_t cuts, int64_t i) {
+    return min64(k, step_cut(e, steps_of(e, k), cuts, i) * (e->pairs ? 2 : 1));
 }
 
 static inline struct operand a_of(const struct en_term *t) { return (struct operand){t->a_type, t->a, t->a_row, t->a_col}; }
@@ -87,13 +97,12 @@ static int next_k_block(const struct plan *q, const struct group *g, struct k_bl
     b->pieces = 0;
     b->steps = 0;
     while (b->next_term < g->terms) {
-        const int term = g->term[b->next_term], align = q->e->align;
-        const int64_t units = q->a_steps[term] / align, cuts = max64(ceil_div(q->a_steps[term], q->e->kc), 1);
-        const int64_t from = cut(units, cuts, b->next_cut) * align, to = cut(units, cuts, b->next_cut + 1) * align;
+        const int term = g->term[b->next_term];
+        const int64_t steps = q->a_steps[term], cuts = k_cuts(q->e, steps), k = q->p->term[term].k;
+        const int64_t from = step_cut(q->e, steps, cuts, b->next_cut), to = step_cut(q->e, steps, cuts, b->next_cut + 1);
         if (b->pieces && b->steps + to - from > q->e->kc + q->e->kc / 4) return 1;
-        const int64_t each = q->e->pairs ? 2 : 1;
-        b->piece[b->pieces++] =
-            (struct piece){term, from, to - from, from * each, min64(q->p->term[term].k, to * each) - from * each};
+        const int64_t k0 = k_cut(q->e, k, cuts, b->next_cut), k1 = k_cut(q->e, k, cuts, b->next_cut + 1);
+        b->piece[b->pieces++] = (struct piece){term, from, to - from, k0, k1 - k0};
         b->steps += to - from;
         if (++b->next_cut == cuts) b->next_cut = 0, b->next_term++;
         if (b->next_cut) return 1;
@@ -103,7 +112,7 @@ static int next_k_block(const struct plan *q, const struct group *g, struct k_bl
 }
 
 /* Panels of A are cut as even as can be. */
-static inline int64_t panel_start(const struct plan *q, int64_t panel) { return cut(q->m1 - q->m0, q->panels, panel); }
+static inline int64_t panel_start(const struct plan *q, int64_t panel) { return cut(q->p->m, q->panels, panel); }
 
 /* Where a panel of h rows begins at a step of a term, `a` being panel 0; packing it may write VL words beyond its rows. */
 static inline float *packed_a(const struct plan *q, float *a, int term, int64_t panel, int64_t h, int64_t step) {
@@ -197,16 +206,11 @@ static struct plan make_plan(const struct en_gemm *p, const struct engine *e) {
         g->first_block = q.blocks;
         q.blocks += g->blocks;
     }
+    q.panels = ceil_div(p->m, e->mr);
+    q.together = max64(1, min64(PACK_PANELS, q.panels / (4 * q.threads)));
+    q.row_tasks = ceil_div(q.panels, q.together);
+    q.parts = q.shared && q.threads > 1 ? max64(1, min64(q.panels / 2, ceil_div(4 * q.threads, q.blocks))) : 1;
     return q;
-}
-
-/* Rows [m0, m1) are at hand. */
-static void plan_rows(struct plan *q, int64_t m0, int64_t m1) {
-    q->m0 = m0, q->m1 = m1;
-    q->panels = ceil_div(m1 - m0, q->e->mr);
-    q->together = max64(1, min64(PACK_PANELS, q->panels / (4 * q->threads)));
-    q->row_tasks = ceil_div(q->panels, q->together);
-    q->parts = q->shared && q->threads > 1 ? max64(1, min64(q->panels / 2, ceil_div(4 * q->threads, q->blocks))) : 1;
 }
 
 #endif

@@ -95,12 +95,12 @@ _Static_assert(MR <= 14, "a tile function for every height");
 
 TILES(tile_f32, 0)
 static const struct engine f32_engine = {
-    .align = 1, .mr = MR, .pad = 1, .kc = KC, .block = 1 << 17, .pack_a = pack, .tile = tile_f32};
+    .align = 1, .mr = MR, .pad = 1, .kc = KC, .block = 1 << 16, .pack_a = pack, .tile = tile_f32};
 
 #ifdef EN_BF16_DOT
 TILES(tile_dot, 1)
 static const struct engine dot_engine = {
-    .pairs = 1, .align = 1, .mr = MR, .pad = 1, .kc = KC, .block = 1 << 17, .pack_a = pack, .tile = tile_dot};
+    .pairs = 1, .align = 1, .mr = MR, .pad = 1, .kc = 2 * KC, .block = 1 << 16, .pack_a = pack, .tile = tile_dot};
 #endif
 #undef TILE
 #undef TILES
