@@ -147,7 +147,6 @@ cdef extern from "entrenar.h" nogil:
         en_status (*add_inplace)(en_dtype, int64_t, void *, const void *) noexcept nogil
         en_status (*scale_inplace)(en_dtype, int64_t, void *, float) noexcept nogil
         en_status (*sum)(const en_view *, uint32_t, float *) noexcept nogil
-        en_status (*sum_squares)(int64_t, const float *, double *) noexcept nogil
         en_status (*all_finite)(int64_t, const float *, int *) noexcept nogil
         en_status (*softmax)(int64_t, int64_t, const float *, float *) noexcept nogil
         en_status (*softmax_backward)(int64_t, int64_t, const float *, const float *, float *) noexcept nogil

@@ -153,7 +153,6 @@ struct en_kernels {
 
     /* reductions: kernels/reduce.h. axes is a bit mask of x's dimensions; y contiguous over the others */
     en_status (*sum)(const struct en_view *x, uint32_t axes, float *y);
-    en_status (*sum_squares)(int64_t n, const float *x, double *result);
     en_status (*all_finite)(int64_t n, const float *x, int *result);
 
     /* rows of d: kernels/softmax.h, kernels/norm.h */

@@ -27,8 +27,8 @@
 #define EN_KERNELS                                                                                      \
     .gemm = gemm, .attention = attention, .attention_backward = attention_backward,                    \
     .copy = copy, .unary = unary, .unary_backward = unary_backward, .binary = binary, .add_inplace =    \
-    add_inplace, .scale_inplace = scale_inplace, .sum = sum, .sum_squares = sum_squares, .all_finite =  \
-    all_finite, .softmax = softmax, .softmax_backward = softmax_backward, .rms_norm = rms_norm,         \
+    add_inplace, .scale_inplace = scale_inplace, .sum = sum, .all_finite = all_finite,                  \
+    .softmax = softmax, .softmax_backward = softmax_backward, .rms_norm = rms_norm,                     \
     .rms_norm_backward = rms_norm_backward, .layer_norm = layer_norm, .layer_norm_backward =            \
     layer_norm_backward, .rope = rope, .swiglu = swiglu, .swiglu_backward = swiglu_backward, .embedding \
     = embedding, .embedding_backward = embedding_backward, .cross_entropy = cross_entropy,              \

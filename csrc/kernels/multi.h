@@ -62,7 +62,7 @@ static void square_piece(const struct multi *m, int64_t piece, const struct en_p
 static en_status square_sums(int64_t count, const struct en_param *params, double *sums) {
     struct multi m = {.count = count, .params = params, .work = square_piece};
     if (multi_cut(&m) < 0) return EN_NO_MEMORY;
-    double *partial = en_scratch(EN_SCRATCH_B, (size_t)m.first[count] * sizeof *partial);
+    double *partial = en_scratch(EN_SCRATCH_B, (size_t)(m.first[count] + 1) * sizeof *partial); /* not NULL for none */
     if (!partial) return EN_NO_MEMORY;
     m.context = partial;
     en_status status = multi_run(&m);

@@ -113,21 +113,13 @@ static en_status sum(const struct en_view *x, uint32_t axes, float *y) {
     return EN_OK;
 }
 
-/* ---- questions about a whole contiguous array ---- */
+/* ---- is a whole contiguous array finite? ---- */
 
 struct pieces {
     int64_t n;
     const float *x;
-    double *partial;
+    char *odd; /* of each piece */
 };
-
-static void sum_squares_pieces(void *context, int64_t begin, int64_t end) {
-    const struct pieces *p = context;
-    for (int64_t i = begin; i < end; i++) {
-        const float *x = p->x + i * REDUCE_PIECE;
-        p->partial[i] = vd_sum(add_product_to(vd_zero(), least(REDUCE_PIECE, p->n - i * REDUCE_PIECE), x, x));
-    }
-}
 
 /* 0 in every lane that met only finite numbers: x - x is NaN for the others. */
 static void finite_pieces(void *context, int64_t begin, int64_t end) {
@@ -138,30 +130,18 @@ static void finite_pieces(void *context, int64_t begin, int64_t end) {
         vf odd = v_zero();
         for (; k + VL <= n; k += VL) odd = v_add(odd, v_sub(v_load(x + k), v_load(x + k)));
         if (k < n) odd = v_add(odd, v_sub(v_load_n(x + k, n - k), v_load_n(x + k, n - k)));
-        p->partial[i] = v_any(v_nan(odd));
+        p->odd[i] = v_any(v_nan(odd)) != 0;
     }
 }
 
-/* The sum of what `each` says of the pieces of x (n,), in their order. */
-static en_status over_pieces(int64_t n, const float *x, en_range each, double *total) {
-    int64_t count = (n + REDUCE_PIECE - 1) / REDUCE_PIECE;
-    struct pieces p = {n, x, en_scratch(EN_SCRATCH_A, (size_t)count * sizeof(double))};
-    if (!p.partial) return EN_NO_MEMORY;
-    en_parallel_for(count, 1, each, &p);
-    *total = 0;
-    for (int64_t i = 0; i < count; i++) *total += p.partial[i];
-    return EN_OK;
-}
-
-static en_status sum_squares(int64_t n, const float *x, double *result) {
-    return over_pieces(n, x, sum_squares_pieces, result);
-}
-
 static en_status all_finite(int64_t n, const float *x, int *result) {
-    double odd = 0;
-    en_status status = over_pieces(n, x, finite_pieces, &odd);
-    *result = odd == 0;
-    return status;
+    int64_t count = (n + REDUCE_PIECE - 1) / REDUCE_PIECE;
+    struct pieces p = {n, x, en_scratch(EN_SCRATCH_A, (size_t)count + 1)};
+    if (!p.odd) return EN_NO_MEMORY;
+    en_parallel_for(count, 1, finite_pieces, &p);
+    *result = 1;
+    for (int64_t i = 0; i < count; i++) *result &= !p.odd[i];
+    return EN_OK;
 }
 
 #endif

@@ -186,19 +186,6 @@ def sum(x, axes=None, bint keepdims=False):
     return y
 
 
-def sum_squares(x):
-    """The sum of x² as a Python float, accumulated in double; the order depends on the size alone."""
-    cdef const en_kernels *k = kernels()
-    cdef cnp.ndarray a = contiguous(x, "sum_squares", "x")
-    cdef int64_t n = cnp.PyArray_SIZE(a)
-    cdef double result = 0
-    cdef en_status status
-    with nogil:
-        status = k.sum_squares(n, floats(a), &result)
-    check(status, "sum_squares", 0, bytes_of(a), EN_F32, n)
-    return result
-
-
 def all_finite(x):
     """Is no element of x NaN or infinite?"""
     cdef const en_kernels *k = kernels()
