@@ -1,4 +1,4 @@
-/* The words of AVX-512 with its conversions to bf16 and its dot product of bf16 pairs, for the levels that have them. */
+/* The words of AVX-512 with its conversions to bf16 and its dot product of bf16 pairs. */
 #define EN_BF16_DOT 1
 #include "avx512_words.h"
 

@@ -1,5 +1,5 @@
-/* The words of AVX-512 F, BW, DQ, VL (x86-64-v4): sixteen lanes and a mask register for every tail. They are described in
- * isa/README.md; the levels that have them include this. */
+/* The words of AVX-512 F, BW, DQ, VL (x86-64-v4): sixteen lanes and a mask register for every tail. They are described
+ * in isa/README.md; the levels that have them include this. */
 #include <immintrin.h>
 #include <stdint.h>
 
@@ -140,4 +140,4 @@ WORD void v_transpose(vf r[VL]) {
 }
 
 /* tile.h: rows and vectors of a register tile, steps of a block of k */
-enum { MR = 14, NV = 2, KC = 256 };
+enum { MR = 14, NV = 2, KC = 512 };

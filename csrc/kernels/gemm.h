@@ -2,9 +2,10 @@
  *
  * The block algorithm of BLIS over an engine (kernels/tile.h). Rows of A are packed once, by all threads together, in
  * panels of at most mr. Then a task takes a block of columns: it packs its part of B, small enough to stay in L2, and
- * multiplies all rows with it, a tile of C in registers at a time. Transposes and other types cost nothing extra: packing
- * reads any strides and converts. Where there are few columns, B is packed beforehand too and tasks share it, each a part
- * of the rows.
+ * multiplies all rows with it, a tile of C in registers at a time, while the memory of the block after it is fetched.
+ * Transposes and other types cost nothing extra: packing reads any strides and converts. Where B is the smaller operand
+ * it is what all pack and share, and a task takes rows. Packed operands that are shared stay in the last cache: a deep
+ * product is summed in parts of k, a tall one taken in parts of its rows.
  *
  * Terms are more steps of k: a tile's sums stay in registers from the end of one term to the beginning of the next.
  * Blocks of columns end where a term's columns do, so that every tile of a block has the same terms; a matrix that is A
@@ -56,16 +57,15 @@ static void pack_b_columns(const struct plan *q, const struct k_block *kb, struc
     }
 }
 
-/* What tasks share: rows of A, unless they pack their own, and columns of B. */
+/* What tasks share: columns of B, or rows of A. */
 static void pack_shared(void *context, int64_t begin, int64_t end) {
     const struct plan *q = context;
     for (int64_t task = begin; task < end; task++) {
-        const int64_t block = q->own_rows ? task : task - q->row_tasks;
-        if (block < 0) {
+        if (!q->by_rows) {
             pack_a_rows(q, task * q->together, min64(q->panels, (task + 1) * q->together), q->a, 0);
             continue;
         }
-        const struct columns c = columns_of_block(q, block);
+        const struct columns c = columns_of_block(q, task);
         for (struct k_block kb = {0}; next_k_block(q, c.g, &kb);)
             pack_b_columns(q, &kb, c, shared_b(q, c, kb.before));
     }
@@ -154,7 +154,8 @@ static inline void fetch_ahead(struct ahead *x) {
     }
 }
 
-/* Panels [r0, r1) of A, panel `base` at a, times some columns. False: no memory. */
+/* Panels [r0, r1) of A, panel `base` at a, times some columns; the columns that this thread will turn to next, or NULL.
+ * False: no memory. */
 static int multiply(const struct plan *q, struct columns c, int64_t r0, int64_t r1, float *a, int64_t base,
                     const struct columns *next) {
     const struct en_gemm *p = q->p;
@@ -163,16 +164,16 @@ static int multiply(const struct plan *q, struct columns c, int64_t r0, int64_t 
     const int keeps = p->c_type != EN_F32 && c.g->k_blocks > 1;
     float *sums = en_scratch(EN_SCRATCH_SUMS, (size_t)(tile_words * (keeps ? panels * (r1 - r0) : 1)) * sizeof(float));
     float *own = NULL;
-    if (!q->shared) {
+    if (!q->by_rows) {
         const int64_t steps = min64(c.g->steps, q->e->kc + q->e->kc / 4);
         own = en_scratch(EN_SCRATCH_B, (size_t)(width * steps) * sizeof(float));
     }
-    if (!sums || (!q->shared && !own)) return 0;
+    if (!sums || (!q->by_rows && !own)) return 0;
     if (q->e->begin) q->e->begin();
     for (struct k_block kb = {0}; next_k_block(q, c.g, &kb);) {
-        float *b = q->shared ? shared_b(q, c, kb.before) : own;
+        float *b = q->by_rows ? shared_b(q, c, kb.before) : own;
         struct ahead ahead = {0};
-        if (!q->shared) {
+        if (!q->by_rows) {
             pack_b_columns(q, &kb, c, own);
             struct k_block after = kb, first = {0};
             const int64_t tiles = (r1 - r0) * panels;
@@ -207,23 +208,19 @@ static int multiply(const struct plan *q, struct columns c, int64_t r0, int64_t 
     return 1;
 }
 
-/* Tasks: part of the rows times a block of columns. A thread claims its next one before it starts on one. */
-static void multiply_blocks(void *context, int64_t begin, int64_t end) {
+/* Tasks: all rows times a block of columns, which are packed here. A thread claims its next task before it starts on
+ * one, so that it knows where to look ahead. */
+static void multiply_columns(void *context, int64_t begin, int64_t end) {
     struct plan *q = context;
-    const int64_t tasks = q->blocks * q->parts;
     (void)begin, (void)end;
-    for (int64_t next, task = q->next_task++; task < tasks; task = next) {
+    for (int64_t next, task = q->next_task++; task < q->blocks; task = next) {
         next = q->next_task++;
-        const int64_t part = task % q->parts;
-        const struct columns c = columns_of_block(q, task / q->parts);
-        const struct columns after = next < tasks ? columns_of_block(q, next / q->parts) : c;
-        if (!multiply(q, c, cut(q->panels, q->parts, part), cut(q->panels, q->parts, part + 1), q->a, 0,
-                      next < tasks ? &after : NULL))
-            q->status = EN_NO_MEMORY;
+        const struct columns c = columns_of_block(q, task), after = columns_of_block(q, min64(next, q->blocks - 1));
+        if (!multiply(q, c, 0, q->panels, q->a, 0, next < q->blocks ? &after : NULL)) q->status = EN_NO_MEMORY;
     }
 }
 
-/* Tasks: some panels of rows, packed here, times all columns. */
+/* Tasks: some panels of rows, which are packed here, times all columns. */
 static void multiply_rows(void *context, int64_t begin, int64_t end) {
     struct plan *q = context;
     float *a = en_scratch(EN_SCRATCH_A, (size_t)(q->together * q->a_words) * sizeof(float));
@@ -237,15 +234,15 @@ static void multiply_rows(void *context, int64_t begin, int64_t end) {
 }
 
 static en_status gemm_planned(struct plan *q) {
-    if (q->shared && !(q->b = en_scratch(EN_SCRATCH_B, (size_t)q->b_words * sizeof(float)))) return EN_NO_MEMORY;
-    if (q->own_rows) {
+    if (q->by_rows) {
+        if (!(q->b = en_scratch(EN_SCRATCH_B, (size_t)q->b_words * sizeof(float)))) return EN_NO_MEMORY;
         en_parallel_tasks(q->blocks, q->threads, pack_shared, q);
         en_parallel_tasks(q->row_tasks, q->threads, multiply_rows, q);
-        return (en_status)q->status;
+    } else {
+        if (!(q->a = en_scratch(EN_SCRATCH_A, (size_t)(q->panels * q->a_words) * sizeof(float)))) return EN_NO_MEMORY;
+        en_parallel_tasks(q->row_tasks, q->threads, pack_shared, q);
+        en_parallel_for(min64(q->threads, q->blocks), 1, multiply_columns, q);
     }
-    if (!(q->a = en_scratch(EN_SCRATCH_A, (size_t)(q->panels * q->a_words) * sizeof(float)))) return EN_NO_MEMORY;
-    en_parallel_tasks(q->row_tasks + (q->shared ? q->blocks : 0), q->threads, pack_shared, q);
-    en_parallel_for(min64(q->threads, q->blocks * q->parts), 1, multiply_blocks, q);
     return (en_status)q->status;
 }
 
@@ -273,7 +270,8 @@ static en_status gemm_deep(const struct en_gemm *p, const struct engine *e, int6
             const struct en_term *all = &p->term[t];
             struct en_term *x = &part.term[t];
             const int64_t cuts = k_cuts(e, steps_of(e, all->k));
-            const int64_t k0 = k_cut(e, all->k, cuts, cut(cuts, parts, i)), k1 = k_cut(e, all->k, cuts, cut(cuts, parts, i + 1));
+            const int64_t k0 = k_cut(e, all->k, cuts, cut(cuts, parts, i));
+            const int64_t k1 = k_cut(e, all->k, cuts, cut(cuts, parts, i + 1));
             x->k = k1 - k0;
             x->a = element(all->a_type, all->a, k0 * all->a_col);
             x->b = element(all->b_type, all->b, k0 * all->b_row);
@@ -287,12 +285,12 @@ static en_status gemm_deep(const struct en_gemm *p, const struct engine *e, int6
     return status;
 }
 
-/* A's packed rows stay in the last cache: so many rows at a time, and then so many parts of k. */
+/* So many rows at a time, and of those so many parts of k, that the packed rows of A stay in the last cache. */
 static en_status gemm_blocks(const struct en_gemm *p, const struct engine *e) {
     struct plan q = make_plan(p, e);
-    const int64_t panels = max64(q.own_rows ? q.panels : A_WORDS / q.a_words, A_ROWS / e->mr);
+    const int64_t panels = max64(q.by_rows ? q.panels : A_WORDS / q.a_words, A_ROWS / e->mr);
     if (q.panels <= panels) {
-        const int64_t parts = q.own_rows ? 1 : ceil_div(q.panels * q.a_words, A_WORDS);
+        const int64_t parts = q.by_rows ? 1 : ceil_div(q.panels * q.a_words, A_WORDS);
         return parts == 1 ? gemm_planned(&q) : gemm_deep(p, e, parts);
     }
     const int64_t chunks = ceil_div(q.panels, panels);
@@ -301,7 +299,8 @@ static en_status gemm_blocks(const struct en_gemm *p, const struct engine *e) {
         const int64_t i = cut(p->m, chunks, c);
         struct en_gemm rows = *p;
         rows.m = cut(p->m, chunks, c + 1) - i;
-        for (int t = 0; t < p->terms; t++) rows.term[t].a = element(p->term[t].a_type, p->term[t].a, i * p->term[t].a_row);
+        for (int t = 0; t < p->terms; t++)
+            rows.term[t].a = element(p->term[t].a_type, p->term[t].a, i * p->term[t].a_row);
         rows.c = element(p->c_type, p->c, i * p->c_row);
         if (p->residual) rows.residual = element(p->c_type, p->residual, i * p->residual_row);
         status = gemm_blocks(&rows, e);

@@ -1,8 +1,8 @@
 /* Packing: a panel of an operand, laid out as a tile reads it.
  *
- * A panel is `width` rows of A, or columns of B, by steps of k; of every step it has `width` words of 32 bits, one a row.
- * A word is one f32, or a pair of bf16 (k even in the low half), so a tile of either kind walks the same layout. Any
- * strides and types are read; what is missing is zero: rows up to the width, the odd half of a pair, steps up to `steps`.
+ * A panel is `width` rows of A, or columns of B, by steps of k; of every step it has `width` words of 32 bits, one a
+ * row. A word is one f32, or a pair of bf16 (k even in the low half), so a tile of either kind walks the same layout. Any
+ * strides and types are read; what is missing is 0: rows up to the width, the odd half of a pair, steps up to `steps`.
  */
 #ifndef EN_PACK_H
 #define EN_PACK_H
@@ -30,7 +30,8 @@ struct operand {
 /* VL pairs of consecutive elements, rounded to bf16 where they aren't; 0 from the nth element on. */
 WORD vf load_pairs(enum en_dtype type, const void *p, int64_t offset, int64_t n) {
     if (type == EN_BF16) return v_from_bits(vi_load_u16_n((const uint16_t *)p + offset, n));
-    return v_from_bits(v_pack_bf16(load_as(type, p, offset, n), load_as(type, p, offset + (n > VL ? VL : 0), max64(n - VL, 0))));
+    const int64_t rest = max64(n - VL, 0);
+    return v_from_bits(v_pack_bf16(load_as(type, p, offset, n), load_as(type, p, offset + (rest ? VL : 0), rest)));
 }
 
 /* Pairs of a and b, lane by lane: a in the low halves. */

@@ -16,14 +16,15 @@
 #endif
 #endif
 
-/* Words of memory that packed operands may take: rows of A, in the last cache, and so many rows at least; B that tasks
- * share; B so small that tasks pack their own rows of A. */
-enum { A_WORDS = 2 << 20, A_ROWS = 1024, SHARED_WORDS = 1 << 20, SMALL_WORDS = 1 << 18 };
+/* Words that packed operands may take, in the last cache: A and so many rows of it at least, where tasks share it; B
+ * where they share that, at most and anyway. */
+enum { A_WORDS = 2 << 20, A_ROWS = 1024, B_WORDS = 1 << 20, FEW_B_WORDS = 1 << 18 };
 
 /* Rows below which packing B is not worth it where it is f32 and its columns are contiguous. */
 enum { FEW_ROWS = 2 * MR };
 
-/* Elements of k packed at a time where rows are contiguous, and panels of A packed together: they read the same lines. */
+/* Elements of k packed at a time where rows are contiguous, and panels of A packed together: they read the same
+ * lines. */
 enum { PACK_K = 64, PACK_PANELS = 8 };
 
 /* Columns [j0, j1) of C, which have the same terms, and how they are cut into blocks. */
@@ -42,12 +43,10 @@ struct plan {
     int64_t threads;
     int64_t panels;               /* of rows */
     int64_t together, row_tasks;  /* panels packed by one task; such tasks */
-    int64_t parts;                /* of the panels: tasks of one block of columns */
     int groups;
     struct group group[2 * EN_MAX_TERMS + 1];
     int64_t blocks;               /* of columns */
-    int shared;                   /* B is packed before the tasks start */
-    int own_rows;                 /* and rows of A by the task that needs them */
+    int by_rows;                  /* tasks share B and pack their rows of A; else they share A and pack their columns */
     int owner[EN_MAX_TERMS];      /* the first term with the same A */
     int64_t a_steps[EN_MAX_TERMS];
     int64_t a_offset[EN_MAX_TERMS]; /* of its words among those of a panel */
@@ -71,8 +70,12 @@ static inline int64_t k_cut(const struct engine *e, int64_t k, int64_t cuts, int
     return min64(k, step_cut(e, steps_of(e, k), cuts, i) * (e->pairs ? 2 : 1));
 }
 
-static inline struct operand a_of(const struct en_term *t) { return (struct operand){t->a_type, t->a, t->a_row, t->a_col}; }
-static inline struct operand b_of(const struct en_term *t) { return (struct operand){t->b_type, t->b, t->b_col, t->b_row}; }
+static inline struct operand a_of(const struct en_term *t) {
+    return (struct operand){t->a_type, t->a, t->a_row, t->a_col};
+}
+static inline struct operand b_of(const struct en_term *t) {
+    return (struct operand){t->b_type, t->b, t->b_col, t->b_row};
+}
 
 /* A block of k: pieces of terms that are summed in registers together. */
 struct piece {
@@ -99,7 +102,8 @@ static int next_k_block(const struct plan *q, const struct group *g, struct k_bl
     while (b->next_term < g->terms) {
         const int term = g->term[b->next_term];
         const int64_t steps = q->a_steps[term], cuts = k_cuts(q->e, steps), k = q->p->term[term].k;
-        const int64_t from = step_cut(q->e, steps, cuts, b->next_cut), to = step_cut(q->e, steps, cuts, b->next_cut + 1);
+        const int64_t from = step_cut(q->e, steps, cuts, b->next_cut);
+        const int64_t to = step_cut(q->e, steps, cuts, b->next_cut + 1);
         if (b->pieces && b->steps + to - from > q->e->kc + q->e->kc / 4) return 1;
         const int64_t k0 = k_cut(q->e, k, cuts, b->next_cut), k1 = k_cut(q->e, k, cuts, b->next_cut + 1);
         b->piece[b->pieces++] = (struct piece){term, from, to - from, k0, k1 - k0};
@@ -114,7 +118,7 @@ static int next_k_block(const struct plan *q, const struct group *g, struct k_bl
 /* Panels of A are cut as even as can be. */
 static inline int64_t panel_start(const struct plan *q, int64_t panel) { return cut(q->p->m, q->panels, panel); }
 
-/* Where a panel of h rows begins at a step of a term, `a` being panel 0; packing it may write VL words beyond its rows. */
+/* Where a panel of h rows begins at a step of a term, `a` being panel 0. Packing may write VL words beyond its rows. */
 static inline float *packed_a(const struct plan *q, float *a, int term, int64_t panel, int64_t h, int64_t step) {
     return a + panel * q->a_words + q->a_offset[term] + step * round_up(h, q->e->pad);
 }
@@ -195,21 +199,19 @@ static struct plan make_plan(const struct en_gemm *p, const struct engine *e) {
         q.group[i].b_offset = q.b_words;
         q.b_words += padded_columns(q.group[i].j1 - q.group[i].j0) * q.group[i].steps;
     }
-    q.shared = q.b_words <= SHARED_WORDS;
-    q.own_rows = q.b_words <= SMALL_WORDS;
+    q.panels = ceil_div(p->m, e->mr);
+    q.by_rows = q.b_words <= FEW_B_WORDS || q.b_words <= min64(B_WORDS, q.panels * q.a_words);
     for (int i = 0; i < q.groups; i++) {
         struct group *g = &q.group[i];
         const int64_t panels = ceil_div(g->j1 - g->j0, NR);
         const int64_t most = max64(1, e->block / NR / max64(min64(g->steps, e->kc), 1));
         g->blocks = ceil_div(panels, most);
-        if (q.threads > 1 && !q.shared) g->blocks = min64(panels, round_up(g->blocks, q.threads));
+        if (q.threads > 1 && !q.by_rows) g->blocks = min64(panels, round_up(g->blocks, q.threads));
         g->first_block = q.blocks;
         q.blocks += g->blocks;
     }
-    q.panels = ceil_div(p->m, e->mr);
     q.together = max64(1, min64(PACK_PANELS, q.panels / (4 * q.threads)));
     q.row_tasks = ceil_div(q.panels, q.together);
-    q.parts = q.shared && q.threads > 1 ? max64(1, min64(q.panels / 2, ceil_div(4 * q.threads, q.blocks))) : 1;
     return q;
 }
 

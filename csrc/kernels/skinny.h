@@ -91,8 +91,8 @@ WORD void dots_as(const int pairs, enum en_dtype type, const struct skinny *q, i
         }
 }
 
-/* ROWS: sums of rows of B, ROW_K of them at a time, over pieces of at most ROW_N columns whose sums stay in L1. In blocks
- * of KC, each from zero, as tiles sum. */
+/* ROWS: sums of rows of B, ROW_K of them at a time, over pieces of at most ROW_N columns whose sums stay in L1. In
+ * blocks of KC, each from zero, as tiles sum. */
 enum { ROW_K = 8, ROW_N = 512 };
 
 WORD vf weight_as(const int pairs, enum en_dtype type, const void *p, int64_t offset, int64_t n) {

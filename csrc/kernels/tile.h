@@ -18,7 +18,7 @@ struct segment {
     int64_t b_row;
 };
 
-/* c (h, width) = or += the sum over the segments of a·b. width is that of b's panels, NR or VL; all of it is written. */
+/* c (h, width) = or += the sum over the segments of a·b. width is that of b's panels, NR or VL; all is written. */
 typedef void (*tile_fn)(int64_t h, int64_t width, const struct segment *s, int count, float *c, int64_t c_row,
                         int accumulate);
 
@@ -49,7 +49,10 @@ WORD void tile_of(const int pairs, const int h, const int nv, const struct segme
 #pragma GCC unroll 16
     for (int i = 0; i < h; i++)
 #pragma GCC unroll 16
-        for (int v = 0; v < nv; v++) acc[i][v] = v_zero();
+        for (int v = 0; v < nv; v++) {
+            __builtin_prefetch(c + i * c_row + v * VL, 1);
+            acc[i][v] = v_zero();
+        }
     for (; count > 0; count--, s++) {
         const float *a = s->a, *b = s->b;
         const int64_t b_row = s->b_row;
@@ -100,7 +103,7 @@ static const struct engine f32_engine = {
 #ifdef EN_BF16_DOT
 TILES(tile_dot, 1)
 static const struct engine dot_engine = {
-    .pairs = 1, .align = 1, .mr = MR, .pad = 1, .kc = 2 * KC, .block = 1 << 16, .pack_a = pack, .tile = tile_dot};
+    .pairs = 1, .align = 1, .mr = MR, .pad = 1, .kc = 640, .block = 640 * 4 * NR, .pack_a = pack, .tile = tile_dot};
 #endif
 #undef TILE
 #undef TILES

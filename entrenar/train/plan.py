@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from entrenar.models.causal_lm import CausalLM
 
 BASE = 60_000_000  # bytes of the interpreter with everything that training imports
-PACKED = 24 << 20  # bytes of a product's left side that are packed at a time (A_WORDS in csrc/kernels/gemm.h)
+PACKED = 8 << 20  # bytes of a product's left side that are packed at a time (A_WORDS in csrc/kernels/plan.h)
 THREAD = 2 << 20  # bytes of right sides and sums that a thread works on
 MARGIN = 0.9  # "auto" plans with this share of what is free
 FEWER_ROWS = (256, 128)  # of logits at once; below, reading the head's weights takes longer than multiplying

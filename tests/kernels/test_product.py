@@ -149,6 +149,26 @@ def test_bits_do_not_depend_on_threads(isa, same_on_any_threads, shape):
         same_on_any_threads(lambda some=some: cpu.product(some, np.empty((m, n), BF16), residual=residual))
 
 
+@pytest.mark.parametrize("out_type", [np.float32, BF16])
+@pytest.mark.parametrize("shape", [(300, 8000, 140), (1100, 2000, 530)], ids=["deep", "tall"])
+def test_operands_too_large_for_the_cache_are_multiplied_in_parts(isa, shape, out_type, same_on_any_threads):
+    m, k, n = shape
+    type_ = np.float32
+    if cpu.fast_bf16() and out_type == BF16:  # a step is two k
+        type_, k = BF16, 2 * k
+    x, w, low = floats(1, m, k).astype(type_), floats(2, n, k).astype(type_), floats(3, m, 16).astype(type_)
+    terms = [(x, w.T), (low, floats(4, 16, 40), 50)]
+    bias, residual = floats(5, n), floats(6, m, n).astype(out_type)
+    out = cpu.product(terms, np.empty((m, n), out_type), bias=bias, residual=residual)
+    rows = np.arange(0, m, 29)
+    seen_terms = [(a[rows], b, *n0) for a, b, *n0 in terms]
+    assert_product(out[rows], seen_terms, bias, residual[rows])
+    before = out.copy()
+    cpu.product(terms, out, accumulate=True)
+    assert_product(out[rows], seen_terms, before=before[rows])
+    same_on_any_threads(lambda: cpu.product(terms, np.empty((m, n), out_type), residual=residual))
+
+
 @pytest.mark.tier1
 def test_no_rows_columns_or_steps():
     some = np.zeros((3, 0), BF16)
