@@ -1,9 +1,10 @@
 /* Products: C = the sum of up to eight A·B + bias + residual, any strides and float types, summed in f32, rounded once.
  *
- * The block algorithm of BLIS over an engine (kernels/tile.h). Rows of A are packed once, by all threads together, in
- * panels of at most mr. Then a task takes a block of columns: it packs its part of B, small enough to stay in L2, and
- * multiplies all rows with it, a tile of C in registers at a time, while the memory of the block after it is fetched.
- * Transposes and other types cost nothing extra: packing reads any strides and converts. Where B is the smaller operand
+ * The block algorithm of BLIS over an engine (kernels/tile.h). Rows of A whose words lie side by side are read where they
+ * are; others are packed once, by all threads together, in panels of at most mr. Then a task takes a block of columns: it
+ * packs its part of B, small enough to stay in L2, and multiplies all rows with it, a tile of C in registers at a time,
+ * while the memory of the block after it is fetched. Transposes and other types need no passes of their own: packing reads
+ * any strides and converts. Where B is the smaller operand
  * it is what all pack and share, and a task takes rows. Packed operands that are shared stay in the last cache: a deep
  * product is summed in parts of k, a tall one taken in parts of its rows.
  *
@@ -26,7 +27,7 @@ static void pack_a_rows(const struct plan *q, int64_t first, int64_t last, float
     for (int t = 0; t < q->p->terms; t++) {
         const struct operand o = a_of(&q->p->term[t]);
         const int64_t k = q->p->term[t].k, most = o.k == 1 ? k : PACK_K;
-        if (q->owner[t] != t) continue;
+        if (q->owner[t] != t || q->a_offset[t] < 0) continue;
         for (int64_t k0 = 0; k0 < k; k0 += most)
             for (int64_t r = first; r < last; r++) {
                 const int64_t i = panel_start(q, r), h = panel_start(q, r + 1) - i, some = min64(most, k - k0);
@@ -62,7 +63,7 @@ static void pack_shared(void *context, int64_t begin, int64_t end) {
     const struct plan *q = context;
     for (int64_t task = begin; task < end; task++) {
         if (!q->by_rows) {
-            pack_a_rows(q, task * q->together, min64(q->panels, (task + 1) * q->together), q->a, 0);
+            pack_a_rows(q, cut(q->panels, q->row_tasks, task), cut(q->panels, q->row_tasks, task + 1), q->a, 0);
             continue;
         }
         const struct columns c = columns_of_block(q, task);
@@ -192,7 +193,11 @@ static int multiply(const struct plan *q, struct columns c, int64_t r0, int64_t 
                     const struct piece *piece = &kb.piece[x];
                     const struct en_term *t = &p->term[piece->term];
                     s[x] = (struct segment){piece->steps, packed_a(q, a, piece->term, r - base, h, piece->step),
-                                            from + v * NR * piece->steps, panel_width(n)};
+                                            from + v * NR * piece->steps, 0, panel_width(n)};
+                    if (q->a_offset[piece->term] < 0) {
+                        s[x].a = element(t->a_type, t->a, i * t->a_row + piece->k0);
+                        s[x].a_row = q->e->pairs ? t->a_row / 2 : t->a_row;
+                    }
                     if (in_place(q, t, n)) {
                         s[x].b = (const float *)t->b + piece->k0 * t->b_row + j - t->n0;
                         s[x].b_row = t->b_row;
@@ -223,10 +228,10 @@ static void multiply_columns(void *context, int64_t begin, int64_t end) {
 /* Tasks: some panels of rows, which are packed here, times all columns. */
 static void multiply_rows(void *context, int64_t begin, int64_t end) {
     struct plan *q = context;
-    float *a = en_scratch(EN_SCRATCH_A, (size_t)(q->together * q->a_words) * sizeof(float));
+    float *a = en_scratch(EN_SCRATCH_A, (size_t)(ceil_div(q->panels, q->row_tasks) * q->a_words + VL) * sizeof(float));
     if (!a) q->status = EN_NO_MEMORY;
     for (int64_t task = begin; task < end && a; task++) {
-        const int64_t first = task * q->together, last = min64(q->panels, first + q->together);
+        const int64_t first = cut(q->panels, q->row_tasks, task), last = cut(q->panels, q->row_tasks, task + 1);
         pack_a_rows(q, first, last, a, first);
         for (int64_t block = 0; block < q->blocks; block++)
             if (!multiply(q, columns_of_block(q, block), first, last, a, first, NULL)) q->status = EN_NO_MEMORY;
@@ -239,8 +244,8 @@ static en_status gemm_planned(struct plan *q) {
         en_parallel_tasks(q->blocks, q->threads, pack_shared, q);
         en_parallel_tasks(q->row_tasks, q->threads, multiply_rows, q);
     } else {
-        if (!(q->a = en_scratch(EN_SCRATCH_A, (size_t)(q->panels * q->a_words) * sizeof(float)))) return EN_NO_MEMORY;
-        en_parallel_tasks(q->row_tasks, q->threads, pack_shared, q);
+        if (!(q->a = en_scratch(EN_SCRATCH_A, (size_t)(q->panels * q->a_words + VL) * sizeof(float)))) return EN_NO_MEMORY;
+        if (q->a_words) en_parallel_tasks(q->row_tasks, q->threads, pack_shared, q);
         en_parallel_for(min64(q->threads, q->blocks), 1, multiply_columns, q);
     }
     return (en_status)q->status;
@@ -288,10 +293,10 @@ static en_status gemm_deep(const struct en_gemm *p, const struct engine *e, int6
 /* So many rows at a time, and of those so many parts of k, that the packed rows of A stay in the last cache. */
 static en_status gemm_blocks(const struct en_gemm *p, const struct engine *e) {
     struct plan q = make_plan(p, e);
-    const int64_t panels = max64(q.by_rows ? q.panels : A_WORDS / q.a_words, A_ROWS / e->mr);
+    const int64_t panels = max64(q.by_rows ? q.panels : A_WORDS / max64(q.a_words, 1), A_ROWS / e->mr);
     if (q.panels <= panels) {
         const int64_t parts = q.by_rows ? 1 : ceil_div(q.panels * q.a_words, A_WORDS);
-        return parts == 1 ? gemm_planned(&q) : gemm_deep(p, e, parts);
+        return parts <= 1 ? gemm_planned(&q) : gemm_deep(p, e, parts);
     }
     const int64_t chunks = ceil_div(q.panels, panels);
     en_status status = EN_OK;

@@ -42,14 +42,14 @@ struct plan {
     const struct engine *e;
     int64_t threads;
     int64_t panels;               /* of rows */
-    int64_t together, row_tasks;  /* panels packed by one task; such tasks */
+    int64_t row_tasks;            /* that pack panels of A */
     int groups;
     struct group group[2 * EN_MAX_TERMS + 1];
     int64_t blocks;               /* of columns */
     int by_rows;                  /* tasks share B and pack their rows of A; else they share A and pack their columns */
     int owner[EN_MAX_TERMS];      /* the first term with the same A */
     int64_t a_steps[EN_MAX_TERMS];
-    int64_t a_offset[EN_MAX_TERMS]; /* of its words among those of a panel */
+    int64_t a_offset[EN_MAX_TERMS]; /* of its words among those of a panel; or -1: its A is read in place */
     int64_t a_words;              /* of a panel of A, of all terms */
     int64_t b_words;
     float *a, *b;
@@ -146,6 +146,13 @@ static inline float *shared_b(const struct plan *q, struct columns c, int64_t st
     return q->b + c.g->b_offset + (c.j0 - c.g->j0) * c.g->steps + padded_columns(c.j1 - c.j0) * steps_before;
 }
 
+/* Can the tile read A where it lies: rows of whole words? */
+static inline int rows_in_place(const struct engine *e, const struct en_term *t) {
+    if (!e->in_place || t->a_col != 1 || t->a_row == 0) return 0;
+    if (!e->pairs) return t->a_type == EN_F32;
+    return t->a_type == EN_BF16 && t->a_row % 2 == 0 && t->k % 2 == 0 && (uintptr_t)t->a % 4 == 0;
+}
+
 /* Does the tile read B where it lies, n columns of it? */
 static inline int in_place(const struct plan *q, const struct en_term *t, int64_t n) {
     return !q->e->pairs && t->b_type == EN_F32 && t->b_col == 1 && q->p->m <= FEW_ROWS && n == panel_width(n);
@@ -187,12 +194,15 @@ static int same_a(const struct en_term *x, const struct en_term *y) {
 
 static struct plan make_plan(const struct en_gemm *p, const struct engine *e) {
     struct plan q = {.p = p, .e = e, .status = EN_OK};
+    int64_t steps = 0; /* of all A */
     q.threads = min64(gemm_threads(gemm_work(p)), en_get_threads());
     for (int t = 0; t < p->terms; t++) {
         q.a_steps[t] = steps_of(e, p->term[t].k);
         while (!same_a(&p->term[q.owner[t]], &p->term[t])) q.owner[t]++;
-        q.a_offset[t] = q.owner[t] < t ? q.a_offset[q.owner[t]] : q.a_words;
-        if (q.owner[t] == t) q.a_words += round_up(e->mr, e->pad) * q.a_steps[t] + VL;
+        q.a_offset[t] = q.owner[t] < t ? q.a_offset[q.owner[t]] : rows_in_place(e, &p->term[t]) ? -1 : q.a_words;
+        if (q.owner[t] < t) continue;
+        steps += q.a_steps[t];
+        if (q.a_offset[t] >= 0) q.a_words += round_up(e->mr, e->pad) * q.a_steps[t] + VL;
     }
     make_groups(&q);
     for (int i = 0; i < q.groups; i++) {
@@ -200,7 +210,7 @@ static struct plan make_plan(const struct en_gemm *p, const struct engine *e) {
         q.b_words += padded_columns(q.group[i].j1 - q.group[i].j0) * q.group[i].steps;
     }
     q.panels = ceil_div(p->m, e->mr);
-    q.by_rows = q.b_words <= FEW_B_WORDS || q.b_words <= min64(B_WORDS, q.panels * q.a_words);
+    q.by_rows = q.b_words <= FEW_B_WORDS || q.b_words <= min64(B_WORDS, p->m * steps);
     for (int i = 0; i < q.groups; i++) {
         struct group *g = &q.group[i];
         const int64_t panels = ceil_div(g->j1 - g->j0, NR);
@@ -210,8 +220,8 @@ static struct plan make_plan(const struct en_gemm *p, const struct engine *e) {
         g->first_block = q.blocks;
         q.blocks += g->blocks;
     }
-    q.together = max64(1, min64(PACK_PANELS, q.panels / (4 * q.threads)));
-    q.row_tasks = ceil_div(q.panels, q.together);
+    q.row_tasks = ceil_div(q.panels, max64(1, min64(PACK_PANELS, q.panels / (4 * q.threads))));
+    q.row_tasks = min64(q.panels, round_up(q.row_tasks, q.threads));
     return q;
 }
 

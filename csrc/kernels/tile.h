@@ -11,11 +11,12 @@
 
 enum { NR = NV * VL };
 
-/* Steps of k, packed: of a panel of A and of a panel of B. b_row: words from a step of b to the next. */
+/* Steps of k: of a packed panel of A, or where a_row isn't 0, of rows that lie in place, their words a_row apart; and of a
+ * panel of B, b_row words from a step to the next. */
 struct segment {
     int64_t steps;
     const float *a, *b;
-    int64_t b_row;
+    int64_t a_row, b_row;
 };
 
 /* c (h, width) = or += the sum over the segments of a·b. width is that of b's panels, NR or VL; all is written. */
@@ -25,6 +26,7 @@ typedef void (*tile_fn)(int64_t h, int64_t width, const struct segment *s, int c
 struct engine {
     int pairs;    /* a step is two k, in bf16; else one, in f32 */
     int align;    /* steps of a segment are a multiple of it; the packed ones beyond k are zero */
+    int in_place; /* tiles also take rows of A that aren't packed */
     int mr;       /* most rows of a tile, and of a panel of A */
     int pad;      /* words a step of a packed panel of A: its rows, rounded up to a multiple of this */
     int kc;       /* most steps that are summed before C is visited */
@@ -34,13 +36,51 @@ struct engine {
     void (*begin)(void), (*end)(void); /* around a thread's calls of tile; or NULL */
 };
 
+/* A word of A, which may be a pair of bf16 where it lies. */
+typedef float word __attribute__((may_alias));
+
 /* The sum of one more step. */
-WORD vf step(const int pairs, const float *a, vf b, vf sum) {
+WORD vf step(const int pairs, const word *a, vf b, vf sum) {
 #ifdef EN_BF16_DOT
     if (pairs) return v_dot_bf16(v_bits(v_set(*a)), v_bits(b), sum);
 #endif
     (void)pairs;
     return v_fma(v_set(*a), b, sum);
+}
+
+/* Sums += a packed panel of A times a panel of B. */
+WORD void sum_panel(const int pairs, const int h, const int nv, const struct segment *s, vf acc[MR][NV]) {
+    const float *a = s->a, *b = s->b;
+    const int64_t b_row = s->b_row;
+    for (int64_t j = 0; j < s->steps; j++, a += h, b += b_row) {
+        vf row[NV];
+#pragma GCC unroll 16
+        for (int v = 0; v < nv; v++) row[v] = v_load(b + v * VL);
+#pragma GCC unroll 16
+        for (int i = 0; i < h; i++)
+#pragma GCC unroll 16
+            for (int v = 0; v < nv; v++) acc[i][v] = step(pairs, a + i, row[v], acc[i][v]);
+    }
+}
+
+/* Sums += rows of A in place times a panel of B. A pointer serves three rows, as far as addresses of x86 reach. */
+WORD void sum_rows(const int pairs, const int h, const int nv, const struct segment *s, vf acc[MR][NV]) {
+    const word *a[(MR + 2) / 3];
+    const float *b = s->b;
+    const int64_t a_row = s->a_row, b_row = s->b_row;
+#pragma GCC unroll 16
+    for (int g = 0; g < (h + 2) / 3; g++) a[g] = s->a + 3 * g * a_row;
+    for (int64_t j = 0; j < s->steps; j++, b += b_row) {
+        vf row[NV];
+#pragma GCC unroll 16
+        for (int v = 0; v < nv; v++) row[v] = v_load(b + v * VL);
+#pragma GCC unroll 16
+        for (int i = 0; i < h; i++)
+#pragma GCC unroll 16
+            for (int v = 0; v < nv; v++) acc[i][v] = step(pairs, a[i / 3] + i % 3 * a_row, row[v], acc[i][v]);
+#pragma GCC unroll 16
+        for (int g = 0; g < (h + 2) / 3; g++) a[g]++;
+    }
 }
 
 WORD void tile_of(const int pairs, const int h, const int nv, const struct segment *s, int count, float *c,
@@ -54,17 +94,10 @@ WORD void tile_of(const int pairs, const int h, const int nv, const struct segme
             acc[i][v] = v_zero();
         }
     for (; count > 0; count--, s++) {
-        const float *a = s->a, *b = s->b;
-        const int64_t b_row = s->b_row;
-        for (int64_t j = 0; j < s->steps; j++, a += h, b += b_row) {
-            vf row[NV];
-#pragma GCC unroll 16
-            for (int v = 0; v < nv; v++) row[v] = v_load(b + v * VL);
-#pragma GCC unroll 16
-            for (int i = 0; i < h; i++)
-#pragma GCC unroll 16
-                for (int v = 0; v < nv; v++) acc[i][v] = step(pairs, a + i, row[v], acc[i][v]);
-        }
+        if (s->a_row)
+            sum_rows(pairs, h, nv, s, acc);
+        else
+            sum_panel(pairs, h, nv, s, acc);
     }
 #pragma GCC unroll 16
     for (int i = 0; i < h; i++)
@@ -98,12 +131,13 @@ _Static_assert(MR <= 14, "a tile function for every height");
 
 TILES(tile_f32, 0)
 static const struct engine f32_engine = {
-    .align = 1, .mr = MR, .pad = 1, .kc = KC, .block = 1 << 16, .pack_a = pack, .tile = tile_f32};
+    .align = 1, .in_place = 1, .mr = MR, .pad = 1, .kc = KC, .block = 1 << 16, .pack_a = pack, .tile = tile_f32};
 
 #ifdef EN_BF16_DOT
 TILES(tile_dot, 1)
 static const struct engine dot_engine = {
-    .pairs = 1, .align = 1, .mr = MR, .pad = 1, .kc = 640, .block = 640 * 4 * NR, .pack_a = pack, .tile = tile_dot};
+    .pairs = 1, .align = 1, .in_place = 1, .mr = MR, .pad = 1, .kc = 640, .block = 640 * 4 * NR,
+    .pack_a = pack, .tile = tile_dot};
 #endif
 #undef TILE
 #undef TILES
