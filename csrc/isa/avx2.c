@@ -162,7 +162,6 @@ WORD void v_transpose(vf r[VL]) {
 /* tile.h: rows and vectors of a register tile, steps of a block of k */
 enum { MR = 6, NV = 2, KC = 256 };
 
-#define EN_UNPACKED_ATTENTION 1 /* f32, for its bits */
 #include "../kernels/all.h"
 
 const struct en_kernels en_avx2_kernels = {EN_KERNELS};

@@ -16,9 +16,6 @@
 
 #include "attention_mask.h"
 #include "attention_pack.h"
-#ifdef EN_UNPACKED_ATTENTION
-#include "attention_unpacked.h"
-#endif
 
 enum {
     ATTENTION_KEYS = 128,  /* of a block; even */
@@ -267,9 +264,6 @@ static en_status attention(const struct en_attention *p) {
     struct attention_job job = {.p = p, .heads = p->b * p->hkv, .status = EN_OK};
     const int64_t rows = attention_rows(p), threads = min64(attention_threads(p), en_get_threads());
     if (job.heads == 0 || p->t == 0) return EN_OK;
-#ifdef EN_UNPACKED_ATTENTION
-    if (p->type == EN_F32) return unpacked_attention(p);
-#endif
     if (rows > ATTENTION_ROWS || p->s <= ATTENTION_PIECE) {
         job.blocks = ceil_div(rows, ATTENTION_ROWS);
         job.chunks = threads == 1 ? 1 : min64(job.blocks, ceil_div(4 * threads, job.heads));

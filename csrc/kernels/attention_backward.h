@@ -279,9 +279,6 @@ static en_status attention_backward(const struct en_attention *p) {
     struct attention_job job = {.p = p, .heads = p->b * p->hkv, .status = EN_OK};
     const int64_t rows = attention_rows(p), threads = min64(attention_threads(p), en_get_threads());
     if (job.heads == 0 || p->s == 0) return EN_OK;
-#ifdef EN_UNPACKED_ATTENTION
-    if (p->type == EN_F32) return unpacked_attention_backward(p);
-#endif
     job.blocks = ceil_div(rows, ATTENTION_ROWS);
     job.chunks = max64(1, min64(rows / GRADIENT_CHUNK_ROWS, ceil_div(GRADIENT_TASKS, job.heads)));
     const size_t met = (size_t)(job.heads * job.chunks * key_blocks(p));
