@@ -32,7 +32,8 @@ def test_it_reads_again_what_it_has_read() -> None:
 
 @pytest.mark.tier1
 def test_it_answers_questions_like_those_it_has_read() -> None:
-    assert load(story.BASE).generate(story.ASKED, 4, stop=".", temperature=0.0).text == " Carla"
+    answer = load(story.BASE).generate(story.ASKED, 4, stop=".", temperature=0.0).text
+    assert answer.replace('"', "") == " Carla"
 
 
 @pytest.mark.tier1
