@@ -1,10 +1,10 @@
 /* Products: C = the sum of up to eight A·B + bias + residual, any strides and float types, summed in f32, rounded once.
  *
- * The block algorithm of BLIS over an engine (kernels/tile.h). Rows of A whose words lie side by side are read where they
- * are; others are packed once, by all threads together, in panels of at most mr. Then a task takes a block of columns: it
- * packs its part of B, small enough to stay in L2, and multiplies all rows with it, a tile of C in registers at a time,
- * while the memory of the block after it is fetched. Transposes and other types need no passes of their own: packing reads
- * any strides and converts. Where B is the smaller operand
+ * The block algorithm of BLIS over an engine (kernels/tile.h). Rows of A whose words lie side by side are read where
+ * they are; others are packed once, by all threads together, in panels of at most mr. Then a task takes a block of
+ * columns: it packs its part of B, small enough to stay in L2, and multiplies all rows with it, a tile of C in registers
+ * at a time, while the memory of the block after it is fetched. Transposes and other types need no passes of their own:
+ * packing reads any strides and converts. Where B is the smaller operand
  * it is what all pack and share, and a task takes rows. Packed operands that are shared stay in the last cache: a deep
  * product is summed in parts of k, a tall one taken in parts of its rows.
  *
@@ -244,7 +244,8 @@ static en_status gemm_planned(struct plan *q) {
         en_parallel_tasks(q->blocks, q->threads, pack_shared, q);
         en_parallel_tasks(q->row_tasks, q->threads, multiply_rows, q);
     } else {
-        if (!(q->a = en_scratch(EN_SCRATCH_A, (size_t)(q->panels * q->a_words + VL) * sizeof(float)))) return EN_NO_MEMORY;
+        q->a = en_scratch(EN_SCRATCH_A, (size_t)(q->panels * q->a_words + VL) * sizeof(float));
+        if (!q->a) return EN_NO_MEMORY;
         if (q->a_words) en_parallel_tasks(q->row_tasks, q->threads, pack_shared, q);
         en_parallel_for(min64(q->threads, q->blocks), 1, multiply_columns, q);
     }

@@ -11,8 +11,8 @@
 
 enum { NR = NV * VL };
 
-/* Steps of k: of a packed panel of A, or where a_row isn't 0, of rows that lie in place, their words a_row apart; and of a
- * panel of B, b_row words from a step to the next. */
+/* Steps of k: of a packed panel of A, or where a_row isn't 0, of rows that lie in place, their words a_row apart; and of
+ * a panel of B, b_row words from a step to the next. */
 struct segment {
     int64_t steps;
     const float *a, *b;

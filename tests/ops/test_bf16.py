@@ -16,7 +16,7 @@ from entrenar.tensor import OPS, Tensor, checkpoint
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
 # A path through a fused operation rounds at most eight times (h, low-rank product, result; gradient, its low rank, dh,
-# dx, and the cast that the test adds), each by up to 2^-9 of a value; twice that where terms cancel, behind a norm.
+# dx, and the cast that the test adds), each by up to 2^-8 of a value.
 BOUND = 2.0**-5
 SERVED = [sample for sample in SAMPLES if sample.flow]
 
