@@ -10,7 +10,7 @@ import os
 import ml_dtypes
 import numpy as np
 
-from entrenar.errors import BackendError, DataError, DTypeError, ShapeError, UsageError
+from entrenar.errors import BackendError, DataError, DTypeError, NonFiniteError, ShapeError, UsageError
 
 cimport numpy as cnp
 from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_New
@@ -23,6 +23,8 @@ cdef extern from "entrenar.h" nogil:
         EN_OK
         EN_NO_MEMORY
         EN_BAD_ID
+        EN_NOT_FINITE
+        EN_TOO_LARGE
     cdef enum en_dtype:
         EN_F32
         EN_BF16
@@ -32,7 +34,7 @@ cdef extern from "entrenar.h" nogil:
     cdef enum en_binary:
         EN_ADD, EN_SUB, EN_MUL, EN_DIV, EN_POW
     cdef enum en_qtype:
-        EN_Q4_0, EN_Q8_0, EN_Q4_K, EN_Q6_K
+        EN_QTYPE_COUNT
     cdef enum:
         EN_MAX_DIMS
         EN_MAX_THREADS
@@ -177,6 +179,34 @@ cdef extern from "entrenar.h" nogil:
         en_status (*sgd_step)(int64_t, const en_param *, const en_sgd *) noexcept nogil
         en_status (*dequantize)(en_qtype, int64_t, const uint8_t *, en_dtype, void *) noexcept nogil
         double (*peak)(en_dtype, double) noexcept nogil
+
+    cdef struct en_codec:
+        const char *name
+        int64_t values, bytes
+        void (*decode)(const uint8_t *, float *)
+        void (*encode)(const float *, uint8_t *)
+        const float *levels
+        int nested
+
+    cdef struct en_packed:
+        en_qtype type
+        int64_t n
+        const uint8_t *raw
+        int64_t block
+
+    cdef struct en_source:
+        en_dtype type
+        int64_t n
+        const void *x
+
+    cdef struct en_flat:
+        int64_t block, blocks, scales, nested_scales, offset, bytes
+
+    const en_codec *en_codecs
+    int64_t en_packed_bytes(en_qtype, int64_t, int64_t)
+    en_status en_packed_rows(const en_packed *, int64_t, int64_t, const int64_t *, en_dtype, void *)
+    en_status en_quantize(en_qtype, int64_t, const en_source *, uint8_t *)
+    en_flat en_flat_layout(int64_t, int64_t, int)
 
     cdef struct en_isa:
         const char *name
@@ -353,6 +383,8 @@ cdef cnp.ndarray empty(tuple shape, int typenum=cnp.NPY_FLOAT32, str op="allocat
         size = 8
     elif typenum == cnp.NPY_FLOAT16 or typenum == BF16:
         size = 2
+    elif typenum == cnp.NPY_UINT8:
+        size = 1
     for i in range(nd):
         dims[i] = shape[i]
         if dims[i] == 0:
@@ -535,3 +567,4 @@ include "pyx/layers.pxi"
 include "pyx/optimizers.pxi"
 include "pyx/product.pxi"
 include "pyx/profile.pxi"
+include "pyx/quant.pxi"

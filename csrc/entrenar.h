@@ -14,13 +14,19 @@ typedef enum en_status {
     EN_OK = 0,
     EN_NO_MEMORY,
     EN_BAD_ID, /* a token id or label out of range; en_bad_id() of the calling thread tells which */
+    EN_NOT_FINITE, EN_TOO_LARGE, /* a value that can't be quantized; en_bad_id() tells where */
 } en_status;
 
 enum en_dtype { EN_F32, EN_BF16, EN_F16 };
 
 enum en_unary { EN_NEG, EN_EXP, EN_LOG, EN_RELU, EN_GELU, EN_GELU_TANH, EN_SILU, EN_UNARY_COUNT };
 enum en_binary { EN_ADD, EN_SUB, EN_MUL, EN_DIV, EN_POW, EN_BINARY_COUNT };
-enum en_qtype { EN_Q4_0, EN_Q8_0, EN_Q4_K, EN_Q6_K, EN_QTYPE_COUNT };
+/* Storage types of weights, in the order of entrenar/quant/qtypes.py; quant/codecs.c has the table. */
+enum en_qtype {
+    EN_Q4_0, EN_Q4_1, EN_Q5_0, EN_Q5_1, EN_Q8_0, EN_Q2_K, EN_Q3_K, EN_Q4_K, EN_Q5_K, EN_Q6_K, EN_IQ2_XXS, EN_IQ2_XS,
+    EN_IQ3_XXS, EN_IQ1_S, EN_IQ4_NL, EN_IQ3_S, EN_IQ2_S, EN_IQ4_XS, EN_IQ1_M, EN_TQ1_0, EN_TQ2_0, EN_MXFP4,
+    EN_NF4, EN_NF4_F32, EN_FP4, EN_FP4_F32, EN_QTYPE_COUNT
+};
 
 enum { EN_MAX_DIMS = 8 };
 
@@ -204,6 +210,58 @@ struct en_kernels {
     /* kernels/probe.h: FLOP/s of the calling thread in products of a type; 0: the level computes it as f32 */
     double (*peak)(enum en_dtype type, double seconds);
 };
+
+/* quant/codecs.c: a row a storage type. ggml's types are blocks of `values` in `bytes`; NF4 and FP4 have levels instead
+ * and lie flat (quant/bnb.c). */
+enum { EN_MAX_BLOCK = 256 };
+struct en_codec {
+    const char *name;
+    int64_t values, bytes;
+    void (*decode)(const uint8_t *raw, float *y);
+    void (*encode)(const float *x, uint8_t *raw); /* NULL: the type is only read */
+    int halves_at, halves; /* where the block's 16-bit scales are, how many */
+    const float *levels;
+    int nested;
+};
+extern const struct en_codec en_codecs[EN_QTYPE_COUNT];
+
+/* A quantized array of n elements. raw needs no alignment. */
+struct en_packed {
+    enum en_qtype type;
+    int64_t n;
+    const uint8_t *raw;
+    int64_t block; /* of NF4 and FP4: 32 to 4096, a power of two */
+};
+int64_t en_packed_bytes(enum en_qtype type, int64_t n, int64_t block); /* -1: n does not fill blocks */
+/* Any elements, as floats; the plain way, which defines the bits. */
+void en_packed_read(const struct en_packed *w, int64_t begin, int64_t end, float *y);
+/* `count` rows of `width` elements in the order of ids (NULL: 0, 1, ...), as any en_dtype; EN_BAD_ID beyond n / width. */
+en_status en_packed_rows(const struct en_packed *w, int64_t width, int64_t count, const int64_t *ids,
+                         enum en_dtype type, void *y);
+/* Values that are to be encoded. */
+struct en_source {
+    enum en_dtype type;
+    int64_t n;
+    const void *x;
+};
+int64_t en_source_read(const struct en_source *source, int64_t begin, int64_t most, float *x); /* how many there were */
+/* EN_NOT_FINITE, EN_TOO_LARGE: en_bad_id() is the first element at fault, or the first of its block. raw is aligned. */
+en_status en_quantize(enum en_qtype type, int64_t block, const struct en_source *source, uint8_t *raw);
+
+/* quant/bnb.c: where the parts of a flat NF4 or FP4 array lie, in bytes; parts start at multiples of 64. The codes are
+ * first, two a byte, the high nibble before the low one. Then a float a block; or, nested, a byte a block, floats for
+ * 256 blocks each and one for all. */
+struct en_flat {
+    int64_t block, blocks, scales, nested_scales, offset, bytes;
+    int nested;
+};
+extern const float en_nf4_levels[16], en_fp4_levels[16];
+float en_dynamic_value(int code); /* what a byte means, 0 to 255 */
+struct en_flat en_flat_layout(int64_t n, int64_t block, int nested);
+float en_flat_scale(const struct en_flat *at, const uint8_t *raw, int64_t block);
+void en_flat_decode(const struct en_flat *at, const float *levels, const uint8_t *raw, int64_t begin, int64_t end,
+                    float *y);
+en_status en_flat_encode(const struct en_flat *at, const float *levels, const struct en_source *source, uint8_t *raw);
 
 /* dispatch.c: the levels, best first. */
 struct en_isa {

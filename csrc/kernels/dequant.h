@@ -13,8 +13,6 @@
 
 #include "convert.h"
 
-enum { QUANT_BLOCK = 256 }; /* the longest block */
-
 static inline float half_at(const uint8_t *p) {
     uint16_t bits;
     memcpy(&bits, p, sizeof bits);
@@ -70,14 +68,9 @@ static void decode_q6_k(const uint8_t *restrict raw, float *restrict y) {
     }
 }
 
-static const struct {
-    int64_t values, bytes;
-    void (*decode)(const uint8_t *raw, float *y);
-} encodings[EN_QTYPE_COUNT] = {
-    [EN_Q4_0] = {32, 18, decode_q4_0},
-    [EN_Q8_0] = {32, 34, decode_q8_0},
-    [EN_Q4_K] = {256, 144, decode_q4_k},
-    [EN_Q6_K] = {256, 210, decode_q6_k},
+/* The types that are decoded here; the others the plain way, by csrc/quant. */
+static void (*const decoders[EN_QTYPE_COUNT])(const uint8_t *raw, float *y) = {
+    [EN_Q4_0] = decode_q4_0, [EN_Q8_0] = decode_q8_0, [EN_Q4_K] = decode_q4_k, [EN_Q6_K] = decode_q6_k,
 };
 
 struct dequantization {
@@ -89,18 +82,19 @@ struct dequantization {
 
 static void dequantize_range(void *context, int64_t begin, int64_t end) {
     const struct dequantization *p = context;
-    int64_t values = encodings[p->qtype].values, bytes = encodings[p->qtype].bytes;
+    const struct en_codec *codec = &en_codecs[p->qtype];
+    int64_t values = codec->values, bytes = codec->bytes;
     for (int64_t i = begin; i < end; i++) {
-        float block[QUANT_BLOCK];
+        float block[EN_MAX_BLOCK];
         float *y = p->type == EN_F32 ? (float *)p->y + i * values : block;
-        encodings[p->qtype].decode(p->raw + i * bytes, y);
+        (decoders[p->qtype] ? decoders[p->qtype] : codec->decode)(p->raw + i * bytes, y);
         if (p->type != EN_F32) narrow_row(p->type, values, block, (uint16_t *)p->y + i * values);
     }
 }
 
 static en_status dequantize(enum en_qtype qtype, int64_t blocks, const uint8_t *raw, enum en_dtype type, void *y) {
     struct dequantization p = {qtype, type, raw, y};
-    en_parallel_for(blocks, row_grain(GRAIN, encodings[qtype].values), dequantize_range, &p);
+    en_parallel_for(blocks, row_grain(GRAIN, en_codecs[qtype].values), dequantize_range, &p);
     return EN_OK;
 }
 

@@ -210,34 +210,3 @@ def convert(x, dtype):
     cdef cnp.ndarray model = np.empty(0, dtype)
     weight_type(model, "convert", "dtype", &target)
     return copy_as(whole_strides(a, size_of(source)), target, cnp.PyArray_TYPE(model), "convert")
-
-
-# Encoding, values and bytes of a block; csrc/kernels/dequant.h describes them.
-cdef dict ENCODINGS = {"q4_0": (EN_Q4_0, 32, 18), "q8_0": (EN_Q8_0, 32, 34), "q4_k": (EN_Q4_K, 256, 144),
-                       "q6_k": (EN_Q6_K, 256, 210)}
-
-
-def dequantize(name, raw, dtype=np.float32):
-    """The values of `raw` (uint8, 1-D), whole blocks of ggml's q4_0, q8_0, q4_k or q6_k, as float32, float16 or
-    bfloat16, 1-D. Raises ShapeError where `raw` is not a whole number of blocks."""
-    cdef const en_kernels *k = kernels()
-    if name not in ENCODINGS:
-        raise UsageError(f"dequantize: no encoding {name!r}; it is one of {', '.join(ENCODINGS)}")
-    qtype, values, size = ENCODINGS[name]
-    cdef cnp.ndarray a = plain(raw, f"dequantize {name}", "raw")
-    if cnp.PyArray_TYPE(a) != cnp.NPY_UINT8:
-        raise DTypeError(f"dequantize {name}: raw must be an array of uint8, not {(<object>a).dtype}")
-    if cnp.PyArray_NDIM(a) != 1 or cnp.PyArray_SIZE(a) % size:
-        raise ShapeError(f"dequantize {name}: raw of shape {shape_of(a)} is not a row of whole {size}-byte blocks")
-    cdef en_dtype target
-    cdef cnp.ndarray model = np.empty(0, dtype)
-    weight_type(model, f"dequantize {name}", "dtype", &target)
-    a = packed(a)
-    cdef int64_t blocks = cnp.PyArray_SIZE(a) // size
-    cdef cnp.ndarray y = empty((blocks * values,), cnp.PyArray_TYPE(model), "dequantize")
-    cdef en_qtype encoding = <en_qtype><int>qtype
-    cdef en_status status
-    with nogil:
-        status = k.dequantize(encoding, blocks, <const uint8_t *>cnp.PyArray_DATA(a), target, cnp.PyArray_DATA(y))
-    check(status, "dequantize", 0, a.nbytes + y.nbytes, target, blocks * values)
-    return y

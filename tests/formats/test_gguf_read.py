@@ -288,10 +288,10 @@ def test_expect_refuses_other_kinds(key: str, kind: str, length: int | None, rea
 
 
 def test_types_that_are_known_by_size_alone_are_listed_not_decoded() -> None:
-    model = gguf_read.parse(gguf((), [("a", (256,), 10, 0)], bytes(96)))
-    assert model.tensors["a"].qtype.name == "q2_k"
-    assert model.raw("a").size == 84
-    with pytest.raises(UnsupportedError, match="tensor 'a': is of type q2_k"):
+    model = gguf_read.parse(gguf((), [("a", (256,), 9, 0)], bytes(288)))
+    assert model.tensors["a"].qtype.name == "q8_1"
+    assert model.raw("a").size == 288
+    with pytest.raises(UnsupportedError, match="tensor 'a': is of type q8_1"):
         model.array("a")
 
 
