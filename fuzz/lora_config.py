@@ -11,7 +11,7 @@ import atheris
 
 with atheris.instrument_imports(include=["entrenar"]):
     from entrenar.errors import AdapterError, ConfigError, FormatError
-    from entrenar.models.adapter import read_config
+    from entrenar.models.peft_adapter import read_config
     from entrenar.nn.lora import MAX_RANK, LoraConfig
 
 NAMES = ["r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora", "rank_pattern", "alpha_pattern"]

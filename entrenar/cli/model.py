@@ -18,7 +18,7 @@ class ModelSettings:
     """Which model, with which adapter."""
 
     model: str = required("a GGUF file or a Hugging Face directory")
-    adapter: str | None = option(None, "an adapter for it: a directory in PEFT's format")
+    adapter: str | None = option(None, "an adapter for it: a directory in PEFT's format, or a GGUF file")
     dtype: Literal["auto", "f32", "f16", "bf16"] = option("auto", "type of the matrices; auto keeps it")
 
     def load(self) -> CausalLM:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from os import PathLike
 from typing import Any
 
@@ -15,14 +15,13 @@ from entrenar.backend import cpu
 from entrenar.errors import AdapterError, ConfigError, DataError, DTypeError, ShapeError
 from entrenar.generate import Generation, GenerationStream, SamplingConfig, generate
 from entrenar.models import memory
+from entrenar.models.adapters import Adapted
 from entrenar.models.build import build
 from entrenar.models.dtype import DTYPES, Compute, DTypeName, Policy, StorageName, natural, storage_named
 from entrenar.models.spec import ModelConfig, spec_of
 from entrenar.models.storage import Empty
 from entrenar.nn.cache import KVCache
-from entrenar.nn.layers import Linear, dropout_of
-from entrenar.nn.lora import LoraConfig, LowRank
-from entrenar.nn.module import Module
+from entrenar.nn.layers import dropout_of, has_magnitude
 from entrenar.tensor import Tensor, no_grad
 from entrenar.tokenizer import Tokenizer
 
@@ -30,7 +29,7 @@ DRAWN = 1 << 20  # random numbers drawn at a time
 IGNORE = -100  # a label that does not count, as in Hugging Face's trainers
 
 
-class CausalLM(Module):
+class CausalLM(Adapted):
     """A language model of the Llama family.
 
     Weights are `Tensor`s under Hugging Face's module paths. Those in f32 are trainable until `add_lora` freezes them,
@@ -41,18 +40,17 @@ class CausalLM(Module):
         compute: "f32" or "bf16", the type of what flows from layer to layer; sums, losses and all gradients of weights
             are f32 in any case.
         logits_rows: positions whose logits `loss` holds at once, None for as many as are fastest.
-        config: the `ModelConfig`. tokenizer: the `Tokenizer`, or None. adapter: the attached `LoraConfig`, or None.
+        config: the `ModelConfig`. tokenizer: the `Tokenizer`, or None. adapter: the acting `LoraConfig`, or None.
         source: the file or directory it was loaded from, or None.
     """
 
     def __init__(self, config: ModelConfig, weights: Any, tokenizer: Tokenizer | None = None) -> None:
         """`weights` gives each weight as a Tensor, see `build`; use `from_config` or `entrenar.load` instead."""
+        super().__init__()
         self.model, self.lm_head = build(spec_of(config), weights)
         self.config = config
         self.tokenizer = tokenizer
-        self.adapter: LoraConfig | None = None
         self.source: str | None = None
-        self.training = True
         self.logits_rows: int | None = None
         self.compute = natural(weight.dtype for _, weight in self.named_weights())
 
@@ -142,148 +140,11 @@ class CausalLM(Module):
         if np.all(targets == IGNORE):
             raise DataError("loss: every label is masked (-100) or the sequences have a single token; nothing to learn")
         hidden = self.model(ids, starts)
-        if dropout_of([self.lm_head]):  # an adapter of the head itself: the fused loss drops nothing
+        if dropout_of([self.lm_head]) or has_magnitude(self.lm_head):  # of the head itself: no part of the fused loss
             return ops.cross_entropy(ops.cast(self.lm_head(hidden), "f32"), targets, IGNORE, denominator)
         return ops.linear_cross_entropy(
             hidden, self.lm_head.part(), targets, IGNORE, denominator, at_once=self.logits_rows
         )
-
-    # ---- parameters -----------------------------------------------------------------------------------------------
-
-    def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
-        """The trainable weights under Hugging Face's and PEFT's paths (``….q_proj.lora_A.weight``)."""
-        yield from ((name, weight) for name, weight in self.named_weights() if weight.requires_grad)
-        for path, linear in self.linears():
-            if linear.lora is not None and linear.lora.a.requires_grad:
-                yield f"{path}.lora_A.weight", linear.lora.a
-                yield f"{path}.lora_B.weight", linear.lora.b
-
-    def parameters(self) -> list[Tensor]:
-        """The trainable weights."""
-        return [weight for _, weight in self.named_parameters()]
-
-    def linears(self) -> Iterator[tuple[str, Linear]]:
-        """Every linear layer with its path, the head included."""
-        for path, module in self.named_modules():
-            if isinstance(module, Linear):
-                yield path, module
-
-    def train(self, mode: bool = True) -> CausalLM:
-        """Lets dropout act (or not); returns the model."""
-        self.training = mode
-        for _, linear in self.linears():
-            if linear.lora is not None:
-                linear.lora.training = mode
-        return self
-
-    def eval(self) -> CausalLM:
-        """The same as ``train(False)``."""
-        return self.train(False)
-
-    # ---- adapters -------------------------------------------------------------------------------------------------
-
-    def add_lora(self, config: LoraConfig, seed: int = 0) -> CausalLM:
-        """Freezes the weights and gives the selected linear layers a trainable adapter that changes nothing yet.
-
-        Raises:
-            AdapterError: an adapter is attached already, or no layer is selected (the error lists the names).
-        """
-        factors = {}
-        for index, (path, linear) in enumerate(self._selected(config)):
-            out, in_ = linear.weight.shape
-            rng = np.random.Generator(np.random.PCG64([seed, index]))
-            factors[path] = LowRank.init(
-                out, in_, config.rank_of(path), config.scale_of(path), config.lora_dropout, rng
-            )
-        self.attach(config, factors)
-        return self
-
-    def attach(self, config: LoraConfig, factors: dict[str, LowRank]) -> None:
-        """Puts factors, by linear layer's path, in place and freezes the other weights."""
-        if self.adapter is not None:
-            raise AdapterError("the model has an adapter already; merge_adapter() or unload_adapter() first")
-        for _, weight in self.named_weights():
-            weight.requires_grad = False
-        for path, linear in self.linears():
-            linear.lora = factors.get(path)
-        self.adapter = config
-        self.train(self.training)
-
-    def _selected(self, config: LoraConfig) -> list[tuple[str, Linear]]:
-        chosen = [(path, linear) for path, linear in self.linears() if config.selects(path)]
-        names = sorted({path.rpartition(".")[2] for path, _ in self.linears()})
-        if not chosen:
-            raise AdapterError(
-                f"target_modules {config.target_modules!r} selects no linear layer; the model has {', '.join(names)}"
-            )
-        if isinstance(config.target_modules, tuple):
-            for target in config.target_modules:
-                if not any(path == target or path.endswith(f".{target}") for path, _ in chosen):
-                    raise AdapterError(
-                        f"target_modules: no linear layer is named {target!r}; the model has {', '.join(names)}"
-                    )
-        return chosen
-
-    def unload_adapter(self) -> None:
-        """Takes the adapter off; the base model stays as it was."""
-        for _, linear in self.linears():
-            linear.lora = None
-        self.adapter = None
-
-    def merge_adapter(self) -> dict[str, LowRank]:
-        """Adds the adapter into the weights and takes it off.
-
-        A 16-bit weight is added to in f32 and rounded once.
-
-        Returns:
-            The factors by path, for `unmerge_adapter`.
-
-        Raises:
-            AdapterError: no adapter is attached, or it changes a head that is tied to the embedding.
-        """
-        merged = self._factors()
-        if self.config.tie_word_embeddings and "lm_head" in merged:
-            raise AdapterError("the adapter changes lm_head, which is tied to the embedding; it can't be merged")
-        self._add(merged, +1)
-        self.unload_adapter()
-        return merged
-
-    def unmerge_adapter(self, config: LoraConfig, factors: dict[str, LowRank]) -> None:
-        """Subtracts what `merge_adapter` added, to within one rounding of the weights' type, and attaches it again."""
-        self._add(factors, -1)
-        self.attach(config, factors)
-
-    def _factors(self) -> dict[str, LowRank]:
-        if self.adapter is None:
-            raise AdapterError("the model has no adapter")
-        return {path: linear.lora for path, linear in self.linears() if linear.lora is not None}
-
-    def _add(self, factors: dict[str, LowRank], sign: int) -> None:
-        for path, linear in self.linears():
-            if path in factors:
-                weight = linear.weight.data
-                delta = factors[path].delta()
-                delta *= np.float32(sign)
-                delta += weight.astype(np.float32, copy=False)
-                weight[...] = delta
-                linear.weight.version += 1
-
-    def save_adapter(self, path: str | PathLike[str]) -> None:
-        """Writes the adapter as a directory in PEFT's format."""
-        from entrenar.models.adapter import save_adapter
-
-        save_adapter(self, self._factors(), path)
-
-    def load_adapter(self, path: str | PathLike[str], trainable: bool = False) -> None:
-        """Attaches an adapter from a directory in PEFT's format.
-
-        Raises:
-            FormatError: the files are damaged; AdapterError: the adapter is of another model or kind.
-        """
-        from entrenar.models.adapter import load_adapter
-
-        config, factors = load_adapter(self, path, trainable)
-        self.attach(config, factors)
 
     # ---- files and text -------------------------------------------------------------------------------------------
 
@@ -346,8 +207,8 @@ def count_parameters(model: CausalLM | ModelConfig, trainable_only: bool = True)
         return model.num_parameters()
     if trainable_only:
         return sum(weight.data.size for weight in model.parameters())
-    adapter = sum(f.a.data.size + f.b.data.size for _, lin in model.linears() if (f := lin.lora) is not None)
-    return sum(weight.data.size for _, weight in model.named_weights()) + adapter
+    added = sum(t.data.size for _, m in model.adaptable() if m.lora is not None for _, t in m.lora.named())
+    return sum(weight.data.size for _, weight in model.named_weights()) + added
 
 
 def as_ids(ids: ArrayLike) -> NDArray[np.int64]:

@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from entrenar import ops
-from entrenar.nn.lora import LowRank
+from entrenar.nn import dora
+from entrenar.nn.low_rank import LowRank, LowRankTable
 from entrenar.nn.module import Module
 from entrenar.tensor import Tensor
 
@@ -29,9 +30,11 @@ class Embedding(Module):
 
     def __init__(self, weight: Tensor) -> None:
         self.weight = weight
+        self.lora: LowRankTable | None = None
 
     def __call__(self, ids: NDArray[np.int64], compute: str) -> Tensor:
-        return ops.embedding(self.weight, ids, compute)
+        x = ops.embedding(self.weight, ids, compute)
+        return x if self.lora is None else x + self.lora(ids, compute)
 
 
 class Linear(Module):
@@ -62,6 +65,8 @@ def project(
     residual: Tensor | None = None,
 ) -> Tensor:
     """The layers' results side by side, of one input: x, or its norm, or silu(gate)·up of x = gate beside up."""
+    if any(has_magnitude(linear) for linear in linears):
+        return _project_each(x, linears, norm, gated, residual)
     return ops.projection(
         x,
         [linear.part() for linear in linears],
@@ -75,3 +80,24 @@ def project(
 def dropout_of(linears: Sequence[Linear]) -> float:
     """The chance that an element of their adapters' input is dropped now. An adapter has one for all its layers."""
     return max((linear.lora.active_dropout for linear in linears if linear.lora is not None), default=0.0)
+
+
+def has_magnitude(linear: Linear) -> bool:
+    """Whether its adapter is DoRA's."""
+    return linear.lora is not None and linear.lora.magnitude is not None
+
+
+def _project_each(
+    x: Tensor, linears: Sequence[Linear], norm: RMSNorm | None, gated: bool, residual: Tensor | None
+) -> Tensor:
+    """The same, layer by layer: DoRA scales each result by itself, which is no part of a fused product."""
+    if norm is not None:
+        x = norm(x)
+    elif gated:
+        width = x.shape[-1] // 2
+        x = ops.swiglu(x[..., :width], x[..., width:])
+    out = ops.concat(
+        [dora.forward(x, linear) if has_magnitude(linear)
+         else ops.projection(x, [linear.part()], dropout=dropout_of([linear])) for linear in linears], -1,
+    )  # fmt: skip
+    return out if residual is None else out + residual

@@ -1,20 +1,18 @@
-"""LoRA (arXiv 2106.09685): which layers get an adapter, with which rank and scale, and the two factors themselves."""
+"""LoRA (arXiv 2106.09685) and its variants: which layers get an adapter, with which rank and scale."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
-from entrenar import ops
 from entrenar.errors import ConfigError
 from entrenar.nn.pattern import Endings, compiled, endings
-from entrenar.tensor import Tensor
 
+HEAD, EMBEDDING = "lm_head", "model.embed_tokens"  # paths of the two modules that "all-linear" leaves alone
 MAX_RANK = 512
 MAX_ALPHA = float(np.finfo(np.float32).max)
 
@@ -27,7 +25,11 @@ class LoraConfig:
         r: rank, 1 to 512. lora_alpha: the product is scaled by alpha/r, or alpha/√r with `use_rslora`.
         lora_dropout: chance that an element of the adapter's input is dropped while training.
         target_modules: ``"all-linear"`` (all but the head), a list of module names or path endings, a regular
-            expression that must match the whole path, or None for q_proj and v_proj (qkv_proj where fused).
+            expression that must match the whole path, or None for q_proj and v_proj (qkv_proj where fused). The
+            embedding, embed_tokens, can have an adapter as well.
+        use_rslora: rank-stabilized LoRA (arXiv 2312.03732). use_dora: DoRA, see `entrenar.nn.dora`.
+        modules_to_save: names or path endings of modules that are trained and saved whole, such as embed_tokens,
+            lm_head or a norm.
         rank_pattern, alpha_pattern: path ending or regular expression -> value that replaces r or lora_alpha there;
             the expressions are simple ones, see `entrenar.nn.pattern`.
 
@@ -40,6 +42,8 @@ class LoraConfig:
     lora_dropout: float = 0.0
     target_modules: str | tuple[str, ...] | list[str] | None = None
     use_rslora: bool = False
+    use_dora: bool = False
+    modules_to_save: tuple[str, ...] | list[str] | None = None
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
     _ranks: Endings = field(init=False, repr=False, compare=False)  # the two patterns, compiled
@@ -58,30 +62,35 @@ class LoraConfig:
                 raise ConfigError(name, f"{alpha!r} is not a positive number (of float32)")
         if not isinstance(self.lora_dropout, int | float) or not 0 <= self.lora_dropout < 1:
             raise ConfigError("lora_dropout", f"{self.lora_dropout!r} is not in [0, 1)")
-        if not isinstance(self.use_rslora, bool):
-            raise ConfigError("use_rslora", f"{self.use_rslora!r} is neither true nor false")
+        for name, switch in (("use_rslora", self.use_rslora), ("use_dora", self.use_dora)):
+            if not isinstance(switch, bool):
+                raise ConfigError(name, f"{switch!r} is neither true nor false")
+        if self.modules_to_save is not None:
+            object.__setattr__(self, "modules_to_save", _names("modules_to_save", self.modules_to_save) or None)
         targets = self.target_modules
         if isinstance(targets, str):
             compiled("target_modules", targets)
         elif targets is not None:
-            if not isinstance(targets, list | tuple | set) or not all(isinstance(t, str) and t for t in targets):
-                raise ConfigError("target_modules", f"{targets!r} is neither a pattern nor a list of names")
-            if not targets:
+            if not _names("target_modules", targets):
                 raise ConfigError("target_modules", "is empty; name modules, or say 'all-linear'")
             object.__setattr__(self, "target_modules", tuple(targets))
         object.__setattr__(self, "_ranks", endings("rank_pattern", self.rank_pattern))
         object.__setattr__(self, "_alphas", endings("alpha_pattern", self.alpha_pattern))
 
     def selects(self, path: str) -> bool:
-        """Whether the linear layer at this module path gets an adapter."""
+        """Whether the linear layer or embedding at this module path gets an adapter."""
         targets = self.target_modules
         if targets is None:
             return path.endswith((".q_proj", ".v_proj", ".qkv_proj"))
         if targets == "all-linear":
-            return path != "lm_head"
+            return path not in (HEAD, EMBEDDING)
         if isinstance(targets, str):
             return re.fullmatch(targets, path) is not None
-        return any(path == t or path.endswith(f".{t}") for t in targets)
+        return _ends(path, targets)
+
+    def saves(self, path: str) -> bool:
+        """Whether the module at this path is trained and saved whole."""
+        return _ends(path, self.modules_to_save or ())
 
     def rank_of(self, path: str) -> int:
         return int(_matching(self._ranks, path, self.r))
@@ -96,32 +105,12 @@ def _matching(patterns: Endings, path: str, default: float) -> float:
     return next((value for pattern, value in patterns if pattern.match(path)), default)
 
 
-class LowRank:
-    """The adapter of one linear layer: scale · (dropout(x) · Aᵀ) · Bᵀ, with A (r, in) and B (out, r) in f32."""
+def _names(field: str, value: object) -> tuple[str, ...]:
+    if not isinstance(value, list | tuple | set) or not all(isinstance(name, str) and name for name in value):
+        raise ConfigError(field, f"{value!r} is no list of names" + " or pattern" * (field == "target_modules"))
+    return tuple(value)
 
-    def __init__(self, a: Tensor, b: Tensor, scale: float, dropout: float) -> None:
-        self.a = a
-        self.b = b
-        self.scale = scale
-        self.dropout = dropout
-        self.training = True
 
-    @classmethod
-    def init(cls, out: int, in_: int, rank: int, scale: float, dropout: float, rng: np.random.Generator) -> LowRank:
-        """A uniform in ±1/√in (Kaiming with a = √5, as PEFT), B zero: the layer starts as it was."""
-        a = (rng.random((rank, in_), dtype=np.float32) * 2 - 1) * np.float32(1 / math.sqrt(in_))
-        b = np.zeros((out, rank), np.float32)
-        return cls(Tensor(a, requires_grad=True), Tensor(b, requires_grad=True), scale, dropout)
-
-    def factors(self) -> ops.Lora:
-        return ops.Lora(self.a, self.b, self.scale)
-
-    @property
-    def active_dropout(self) -> float:
-        return self.dropout if self.training else 0.0
-
-    def delta(self) -> np.ndarray[Any, np.dtype[np.float32]]:
-        """scale · B·A, (out, in) f32: what merging adds to the weight."""
-        with_scale: np.ndarray[Any, np.dtype[np.float32]] = self.b.backend.matmul(self.b.data, self.a.data)
-        with_scale *= np.float32(self.scale)
-        return with_scale
+def _ends(path: str, names: Iterable[str]) -> bool:
+    """Whether the path is one of the names, or ends in one from a dot on."""
+    return any(path == name or path.endswith(f".{name}") for name in names)

@@ -175,8 +175,9 @@ def test_adapters_of_another_kind_or_model_are_refused(tmp_path):
         tiny.model("llama-biases").load_adapter(tmp_path)
     with pytest.raises(AdapterError, match="no linear layer"):
         tiny.model("phi3").load_adapter(tmp_path)
-    for key, value in [("use_dora", True), ("peft_type", "IA3"), ("bias", "all"), ("modules_to_save", ["lm_head"]),
-                       ("init_lora_weights", "pissa"), ("alora_invocation_tokens", [5])]:  # fmt: skip
+    for key, value in [("peft_type", "IA3"), ("bias", "all"), ("layer_replication", [[0, 1]]),
+                       ("target_parameters", ["x"]), ("init_lora_weights", "pissa"),
+                       ("alora_invocation_tokens", [5])]:  # fmt: skip
         (tmp_path / "adapter_config.json").write_text(json.dumps({**raw, key: value}))
         with pytest.raises(AdapterError, match=key):
             tiny.model().load_adapter(tmp_path)
@@ -213,15 +214,6 @@ def test_an_adapter_counts_alpha_over_the_rank_or_over_its_root(rslora, factor):
     change = factor * factors.b.data.astype(np.float64) @ factors.a.data.astype(np.float64)
     assert np.abs(change).max() > 1e-3
     assert np.allclose(layer.weight.data - before, change, rtol=0, atol=1e-6)
-
-
-def test_an_adapter_is_a_directory(tmp_path):
-    with pytest.raises(ConfigError, match=r"a\.gguf.* directory in PEFT's format"):
-        tiny.model(lora=LORA).save_adapter(tmp_path / "a.gguf")
-    assert list(tmp_path.iterdir()) == []
-    (tmp_path / "a.gguf").write_bytes(b"GGUF")
-    with pytest.raises(FormatError, match=r"a\.gguf: is no directory"):
-        tiny.model().load_adapter(tmp_path / "a.gguf")
 
 
 def test_a_directory_without_a_config_says_which_file_in_it_may_be_meant(tmp_path):

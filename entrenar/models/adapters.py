@@ -1,0 +1,352 @@
+"""A model's adapters: several on one base by name, which of them act and how much, and merging them.
+
+Names follow PEFT. An adapter is its settings, the factors of the layers it changes, and the modules it holds whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
+from typing import Any, Self, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from entrenar.errors import AdapterError
+from entrenar.models.spec import ModelConfig
+from entrenar.nn.layers import Embedding, Linear
+from entrenar.nn.lora import EMBEDDING, HEAD, LoraConfig
+from entrenar.nn.low_rank import Factors, LowRank, LowRankTable, combined
+from entrenar.nn.module import Module
+from entrenar.tensor import Tensor
+
+Adaptable: TypeAlias = Linear | Embedding
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """One adapter.
+
+    Attributes:
+        config: its settings. factors: by path of the layer.
+        saved: whole weights that stand in for the model's own while it acts, by the weight's path.
+    """
+
+    config: LoraConfig
+    factors: Mapping[str, Factors]
+    saved: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """All it consists of, by name."""
+        for path, factors in self.factors.items():
+            yield from ((f"{path}.{kind}", tensor) for kind, tensor in factors.named())
+        yield from self.saved.items()
+
+
+class Adapted(Module):
+    """A model with linear layers and an embedding, and the adapters on it.
+
+    Attributes:
+        config: the `ModelConfig`. source: the file or directory it was loaded from, or None.
+        adapters: by name. training: whether dropout acts.
+    """
+
+    config: ModelConfig
+    source: str | None
+
+    def __init__(self) -> None:
+        self.adapters: dict[str, Adapter] = {}
+        self.training = True
+        self._active: dict[str, float] = {}  # name -> how much it counts
+        self._own: dict[str, Tensor] = {}  # the model's weights that others stand in for now
+
+    # ---- layers and weights ---------------------------------------------------------------------------------------
+
+    def linears(self) -> Iterator[tuple[str, Linear]]:
+        """Every linear layer with its path, the head included."""
+        for path, module in self.named_modules():
+            if isinstance(module, Linear):
+                yield path, module
+
+    def adaptable(self) -> Iterator[tuple[str, Adaptable]]:
+        """Every linear layer and the embedding, with their paths."""
+        for path, module in self.named_modules():
+            if isinstance(module, Linear | Embedding):
+                yield path, module
+
+    def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
+        """The trainable weights under Hugging Face's and PEFT's paths (``….q_proj.lora_A.weight``)."""
+        yield from ((name, weight) for name, weight in self.named_weights() if weight.requires_grad)
+        for path, module in self.adaptable():
+            if module.lora is not None:
+                named = ((f"{path}.{kind}", tensor) for kind, tensor in module.lora.named())
+                yield from ((name, tensor) for name, tensor in named if tensor.requires_grad)
+
+    def parameters(self) -> list[Tensor]:
+        """The trainable weights."""
+        return [weight for _, weight in self.named_parameters()]
+
+    def train(self, mode: bool = True) -> Self:
+        """Lets dropout act (or not); returns the model."""
+        self.training = mode
+        for _, linear in self.linears():
+            if linear.lora is not None:
+                linear.lora.training = mode
+        return self
+
+    def eval(self) -> Self:
+        """The same as ``train(False)``."""
+        return self.train(False)
+
+    # ---- adding, choosing, removing -------------------------------------------------------------------------------
+
+    @property
+    def active_adapters(self) -> list[str]:
+        """Names of the adapters that act now."""
+        return list(self._active)
+
+    @property
+    def adapter(self) -> LoraConfig | None:
+        """The settings of the adapter that acts, of the first if several do, or None."""
+        return next((self.adapters[name].config for name in self._active), None)
+
+    def add_lora(self, config: LoraConfig, seed: int = 0, name: str = "default") -> Self:
+        """Freezes the weights and gives the selected layers a trainable adapter that changes nothing yet.
+
+        It alone acts then, see `set_adapter`; returns the model.
+
+        Raises:
+            AdapterError: an adapter has this name, or no layer is selected (the error lists the names).
+        """
+        self._require_free(name)
+        self.set_adapter([])
+        factors: dict[str, Factors] = {}
+        for index, (path, module) in enumerate(self._selected(config)):
+            out, in_ = module.weight.shape
+            rank, scale = config.rank_of(path), config.scale_of(path)
+            rng = np.random.Generator(np.random.PCG64([seed, index]))
+            if isinstance(module, Embedding):
+                if config.use_dora:
+                    raise AdapterError(f"{path}: use_dora is served on linear layers only")
+                factors[path] = LowRankTable.init(out, in_, rank, scale, rng)
+                continue
+            low = factors[path] = LowRank.init(out, in_, rank, scale, config.lora_dropout, rng)
+            if config.use_dora:
+                low.magnitude = Tensor(low.row_norms(module.weight).copy(), requires_grad=True)
+        self.attach(Adapter(config, factors, self._copies(config)), name)
+        return self
+
+    def attach(self, adapter: Adapter, name: str = "default") -> None:
+        """Puts an adapter in place, freezes the model's own weights, and makes this the only one that acts."""
+        self._require_free(name)
+        self.set_adapter([])
+        for _, weight in self.named_weights():
+            weight.requires_grad = False
+        self.adapters[name] = adapter
+        self.set_adapter(name)
+
+    def set_adapter(self, names: str | Sequence[str] | Mapping[str, float]) -> None:
+        """Chooses which adapters act: one, several (their sum, frozen), or none for an empty list.
+
+        Args:
+            names: a mapping says how much each counts, 1.0 being as trained: ``{"style": 0.5, "facts": 1.0}``.
+
+        Raises:
+            AdapterError: no adapter has such a name, or what they change can't be added up.
+        """
+        names = [names] if isinstance(names, str) else names
+        wanted = {name: float(names[name]) if isinstance(names, Mapping) else 1.0 for name in names}
+        for name, factor in wanted.items():
+            if name not in self.adapters:
+                known = ", ".join(self.adapters) or "none is loaded"
+                raise AdapterError(f"there is no adapter {name!r} ({known})")
+            if not np.isfinite(factor):
+                raise AdapterError(f"adapter {name!r} can't count {factor} times")
+        layers: dict[str, list[tuple[Factors, float]]] = {}
+        whole: dict[str, Tensor] = {}
+        for name, factor in wanted.items():
+            adapter = self.adapters[name]
+            for path, factors in adapter.factors.items():
+                layers.setdefault(path, []).append((factors, factor))
+            for weight in adapter.saved:
+                if weight in whole:
+                    raise AdapterError(f"{weight} is held whole by several of {', '.join(wanted)}; set one of them")
+                whole[weight] = adapter.saved[weight] if len(wanted) == 1 else adapter.saved[weight].detach()
+        acting = {
+            path: combined(path, terms) if len(wanted) > 1 else terms[0][0].times(terms[0][1])
+            for path, terms in layers.items()
+        }
+        for path, module in self.adaptable():
+            module.lora = acting.get(path)
+        self._replace(whole)
+        self._active = wanted
+        self.train(self.training)
+
+    @contextmanager
+    def disable_adapter(self) -> Iterator[None]:
+        """Within it no adapter acts."""
+        before = dict(self._active)
+        self.set_adapter([])
+        try:
+            yield
+        finally:
+            self.set_adapter(before)
+
+    def delete_adapter(self, name: str) -> None:
+        """Forgets an adapter."""
+        if name not in self.adapters:
+            raise AdapterError(f"there is no adapter {name!r}")
+        self.set_adapter({other: factor for other, factor in self._active.items() if other != name})
+        del self.adapters[name]
+
+    def unload_adapter(self) -> None:
+        """Takes all adapters off; the base model stays as it was."""
+        self.set_adapter([])
+        self.adapters.clear()
+
+    def _require_free(self, name: str) -> None:
+        if name in self.adapters:
+            raise AdapterError(
+                f"the model has an adapter {name!r} already: give the new one another name, or merge_adapter() or "
+                "unload_adapter() first"
+            )
+
+    def _selected(self, config: LoraConfig) -> list[tuple[str, Adaptable]]:
+        chosen = [(path, m) for path, m in self.adaptable() if config.selects(path) and not config.saves(path)]
+        names = sorted({path.rpartition(".")[2] for path, _ in self.adaptable()})
+        if not chosen:
+            targets = config.target_modules
+            raise AdapterError(f"target_modules {targets!r} selects no layer; there are {', '.join(names)}")
+        if isinstance(config.target_modules, tuple):
+            for target in config.target_modules:
+                if not any(path == target or path.endswith(f".{target}") for path, _ in chosen):
+                    raise AdapterError(f"target_modules: no layer is named {target!r}; there are {', '.join(names)}")
+        return chosen
+
+    def _copies(self, config: LoraConfig) -> dict[str, Tensor]:
+        """Trainable f32 copies of the weights of ``modules_to_save``."""
+        weights = {
+            path: [(f"{path}.{kind}", t) for kind, t in vars(module).items() if isinstance(t, Tensor)]
+            for path, module in self.named_modules()
+        }
+        for wanted in config.modules_to_save or ():
+            if not any(found and (path == wanted or path.endswith(f".{wanted}")) for path, found in weights.items()):
+                raise AdapterError(f"modules_to_save: no module with weights is named {wanted!r}")
+        return {
+            name: Tensor(weight.data.astype(np.float32), requires_grad=True)
+            for path, found in weights.items() if config.saves(path) for name, weight in found
+        }  # fmt: skip
+
+    def _replace(self, whole: Mapping[str, Tensor]) -> None:
+        """Puts whole weights in the places of the model's own, which come back where they are not replaced now."""
+        modules = dict(self.named_modules())
+
+        def put(name: str, weight: Tensor) -> Tensor:
+            path, _, kind = name.rpartition(".")
+            own: Tensor = getattr(modules[path], kind)
+            setattr(modules[path], kind, weight)
+            return own
+
+        for name, weight in self._own.items():
+            put(name, weight)
+        self._own = {name: put(name, weight) for name, weight in whole.items()}
+
+    # ---- merging --------------------------------------------------------------------------------------------------
+
+    def merge_adapter(self) -> dict[str, Factors]:
+        """Adds what acts into the weights and takes all adapters off.
+
+        A 16-bit weight is added to in f32 and rounded once.
+
+        Returns:
+            The factors by path, for `unmerge_adapter`.
+
+        Raises:
+            AdapterError: no adapter acts, or it changes one side of a head that is tied to the embedding.
+        """
+        factors = self.active_factors()
+        whole = {n: weight for name in self._active for n, weight in self.adapters[name].saved.items()}
+        for path, module in self.adaptable():
+            if path in factors:
+                _write(module.weight, factors[path].merged(module.weight.data.astype(np.float32, copy=False)))
+        self.unload_adapter()
+        weights = dict(self.named_weights())
+        for name, weight in whole.items():
+            _write(weights[name], weight.data)
+        return factors
+
+    def active_factors(self) -> dict[str, Factors]:
+        """What acts now, by path of its layer, for merging.
+
+        Raises:
+            AdapterError: see `merge_adapter`.
+        """
+        if not self._active:
+            raise AdapterError("the model has no adapter")
+        factors: dict[str, Factors] = {path: m.lora for path, m in self.adaptable() if m.lora is not None}
+        sides = {path for path in (HEAD, EMBEDDING) if path in factors or f"{path}.weight" in self._own}
+        if self.config.tie_word_embeddings and sides:
+            raise AdapterError(f"the adapter changes {min(sides)}; head and embedding are tied, so it can't be merged")
+        return factors
+
+    def unmerge_adapter(self, config: LoraConfig, factors: Mapping[str, Factors]) -> None:
+        """Subtracts what `merge_adapter` added, to within one rounding of the weights' type, and attaches it again.
+
+        Raises:
+            AdapterError: DoRA, which leaves no way back.
+        """
+        if config.use_dora or config.modules_to_save:
+            raise AdapterError("DoRA and whole modules can't be taken out of the weights again; load the base anew")
+        for path, module in self.adaptable():
+            if path in factors:
+                back = factors[path].times(-1.0)
+                _write(module.weight, back.merged(module.weight.data.astype(np.float32, copy=False)))
+        self.attach(Adapter(config, dict(factors)))
+
+    # ---- files ----------------------------------------------------------------------------------------------------
+
+    def save_adapter(self, path: str | PathLike[str], name: str | None = None) -> None:
+        """Writes an adapter, by default the one that acts: ``*.gguf`` for llama.cpp, else a directory for PEFT.
+
+        Raises:
+            AdapterError: there is none, or more than one acts and no name is given; the form can't hold it.
+        """
+        from entrenar.models import gguf_adapter, peft_adapter
+
+        if name is None:
+            if len(self._active) != 1:
+                what = f"{', '.join(self._active)} act" if self._active else "the model has no adapter"
+                raise AdapterError(f"save_adapter: {what}; name the one to save")
+            (name,) = self._active
+        if name not in self.adapters:
+            raise AdapterError(f"there is no adapter {name!r}")
+        form = gguf_adapter if Path(path).suffix == ".gguf" else peft_adapter
+        form.save(self, self.adapters[name], Path(path))
+
+    def load_adapter(self, path: str | PathLike[str], trainable: bool = False, name: str = "default") -> None:
+        """Attaches an adapter: a directory in PEFT's format, or a GGUF adapter. It alone acts then.
+
+        Raises:
+            FormatError: the files are damaged; AdapterError: the adapter is of another model or kind, or an adapter
+                has this name already.
+        """
+        from entrenar.models import gguf_adapter, peft_adapter
+
+        self._require_free(name)
+        active = dict(self._active)
+        self.set_adapter([])  # its shapes and copies are compared with the model's own weights
+        try:
+            form = gguf_adapter if Path(path).is_file() else peft_adapter
+            adapter = form.load(self, Path(path), trainable)
+        except BaseException:
+            self.set_adapter(active)
+            raise
+        self.attach(adapter, name)
+
+
+def _write(weight: Tensor, values: NDArray[Any]) -> None:
+    weight.data[...] = values
+    weight.version += 1

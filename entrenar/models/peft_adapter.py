@@ -1,0 +1,201 @@
+"""LoRA adapters in PEFT's directory format: adapter_config.json and adapter_model.safetensors."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from entrenar.errors import AdapterError, ConfigError, FormatError
+from entrenar.formats import files, safetensors
+from entrenar.models.adapters import Adaptable, Adapted, Adapter
+from entrenar.models.dtype import DTYPES
+from entrenar.nn.layers import Embedding
+from entrenar.nn.lora import LoraConfig
+from entrenar.nn.low_rank import Factors, LowRank, LowRankTable
+from entrenar.tensor import Tensor
+
+_PREFIX = "base_model.model."
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+# module, and what of it; a magnitude had another suffix in PEFT's first version of DoRA
+_KEY = re.compile(
+    r"base_model\.model\.(?P<path>.+?)\."
+    r"(?P<kind>lora_[AB]\.weight|lora_embedding_[AB]|lora_magnitude_vector(?:\.weight)?|base_layer\.weight|weight|bias)"
+)
+# key -> the values that need nothing but what is served
+_PLAIN: dict[str, tuple[Any, ...]] = {
+    "peft_type": ("LORA",),
+    "bias": ("none", None),
+    "layer_replication": (None, []),
+    "lora_bias": (False, None),
+    "trainable_token_indices": (None, [], {}),
+    "target_parameters": (None, []),
+    "ensure_weight_tying": (False, None),
+    # others change the base's weights as well, and PEFT does that again when it loads
+    "init_lora_weights": (True, False, None, "gaussian", "eva", "orthogonal"),
+    "alora_invocation_tokens": (None, []),
+    "use_qalora": (False, None),
+    "use_bdlora": (False, None),
+    "velora_config": (None,),
+    "monteclora_config": (None,),
+    "arrow_config": (None,),
+    "kasa_config": (None,),
+}
+
+
+def save(model: Adapted, adapter: Adapter, directory: Path) -> None:
+    """Writes the two files."""
+    config = adapter.config
+    raw = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": model.source,
+        "r": config.r,
+        "lora_alpha": config.lora_alpha,
+        "lora_dropout": config.lora_dropout,
+        "target_modules": _targets(model, adapter),
+        "rank_pattern": dict(config.rank_pattern),
+        "alpha_pattern": dict(config.alpha_pattern),
+        "use_rslora": config.use_rslora,
+        "use_dora": config.use_dora,
+        "bias": "none",
+        "modules_to_save": None if config.modules_to_save is None else list(config.modules_to_save),
+        "fan_in_fan_out": False,
+        "init_lora_weights": True,
+        "inference_mode": True,
+    }
+    tensors: dict[str, NDArray[Any]] = {}
+    for name, tensor in adapter.tensors():
+        swapped = name.endswith(".lora_embedding_A")
+        tensors[_PREFIX + name] = np.ascontiguousarray(tensor.data.T) if swapped else tensor.data
+    directory.mkdir(parents=True, exist_ok=True)
+    safetensors.write(directory / WEIGHTS, tensors)
+    files.write_json(directory / CONFIG, raw)
+
+
+def _targets(model: Adapted, adapter: Adapter) -> str | list[str]:
+    """PEFT's own form: a pattern stays, else the names of the layers reached, in full where a name reaches others."""
+    targets = adapter.config.target_modules
+    if isinstance(targets, str) and targets != "all-linear":
+        return targets
+    names = set(targets) if isinstance(targets, tuple) else {path.rpartition(".")[2] for path in adapter.factors}
+    reached = LoraConfig(target_modules=sorted(names))
+    if {path for path, _ in model.adaptable() if reached.selects(path)} != set(adapter.factors):
+        names = set(adapter.factors)
+    return sorted(names)
+
+
+def load(model: Adapted, directory: Path, trainable: bool) -> Adapter:
+    """Reads the two files against the model's layers; nothing is attached yet."""
+    config = read_config(directory / CONFIG)
+    where = directory / WEIGHTS
+    stored = safetensors.read(where)
+    layers = dict(model.adaptable())
+    found: dict[str, dict[str, NDArray[Any]]] = {}  # path -> kind -> factor
+    saved: dict[str, Tensor] = {}
+    own = dict(model.named_weights())
+    for key in stored:
+        match = _KEY.fullmatch(key)
+        if match is None:
+            raise AdapterError(f"{where}: {key}: not a LoRA factor of a layer; this kind is not served")
+        path, kind = match["path"], match["kind"].replace("vector.weight", "vector")
+        if kind in ("weight", "bias", "base_layer.weight"):
+            name = f"{path}.{kind.removeprefix('base_layer.')}"
+            if path == "lm_head" and name not in own:
+                own[name] = layers[path].weight  # tied
+            if name not in own:
+                raise AdapterError(f"{where}: {key}: the model has no weight {name!r}")
+            whole = _whole(where, key, stored[key], own[name], trainable)
+            if kind == "base_layer.weight" and whole is not None:
+                raise AdapterError(f"{where}: {key}: differs from the model's own weight; it is of another base")
+            if whole is not None or config.saves(path):
+                saved[name] = whole or own[name]
+            continue
+        if path not in layers:
+            raise AdapterError(f"{where}: {key}: the model has no linear layer {path!r}")
+        found.setdefault(path, {})[kind] = stored[key]
+    for name in _saved_names(model, config):
+        if name not in saved:
+            raise FormatError(where, f"{_PREFIX}{name}", "is missing, though modules_to_save names it")
+    if not found and not saved:
+        raise AdapterError(f"{where}: holds no adapter weights")
+    factors = {path: _factors(where, config, path, layers[path], halves, trainable) for path, halves in found.items()}
+    return Adapter(config, factors, saved)
+
+
+def _saved_names(model: Adapted, config: LoraConfig) -> Iterator[str]:
+    """The weights of the modules that are held whole."""
+    for path, module in model.named_modules():
+        if config.saves(path):
+            yield from (f"{path}.{kind}" for kind, value in vars(module).items() if isinstance(value, Tensor))
+
+
+def _whole(where: Path, key: str, array: NDArray[Any], own: Tensor, trainable: bool) -> Tensor | None:
+    """A weight that is saved whole; None where it is the model's own, which PEFT may add beside an adapter."""
+    if array.shape != own.shape:
+        raise AdapterError(f"{where}: {key}: shape {array.shape}, the model's is {own.shape}")
+    if np.array_equal(array.astype(np.float32), own.data.astype(np.float32)):
+        return None
+    keep = array.ndim > 1 and not trainable and array.dtype in DTYPES.values()
+    return Tensor(np.array(array, array.dtype if keep else np.float32), requires_grad=trainable)
+
+
+def _factors(
+    where: Path, config: LoraConfig, path: str, layer: Adaptable, found: Mapping[str, NDArray[Any]], trainable: bool
+) -> Factors:
+    """The checked factors of one layer."""
+    rank, scale = config.rank_of(path), config.scale_of(path)
+    out, in_ = layer.weight.shape
+    table = isinstance(layer, Embedding)
+    shapes: dict[str, tuple[int, ...]]
+    if table:
+        shapes = {"lora_embedding_A": (rank, out), "lora_embedding_B": (in_, rank)}
+    else:
+        shapes = {"lora_A.weight": (rank, in_), "lora_B.weight": (out, rank)}
+    if config.use_dora:
+        shapes["lora_magnitude_vector"] = (out,)
+    for kind in found.keys() | shapes.keys():
+        if kind not in shapes:
+            raise AdapterError(f"{where}: {path}.{kind}: the settings and this kind of layer call for no such tensor")
+        if kind not in found:
+            raise FormatError(where, f"{_PREFIX}{path}.{kind}", "is missing")
+        if found[kind].shape != shapes[kind]:
+            raise AdapterError(
+                f"{where}: {path}.{kind.removesuffix('.weight')}: shape {found[kind].shape}, where the model and rank "
+                f"{rank} need {shapes[kind]}"
+            )
+    tensors = {kind: np.array(found[kind], np.float32) for kind in shapes}
+    if table:
+        if config.use_dora:
+            raise AdapterError(f"{where}: {path}: use_dora is served on linear layers only")
+        tensors["lora_embedding_A"] = np.ascontiguousarray(tensors["lora_embedding_A"].T)
+    a, b, *magnitude = (Tensor(array, requires_grad=trainable) for array in tensors.values())
+    if table:
+        return LowRankTable(a, b, scale)
+    return LowRank(a, b, scale, config.lora_dropout, magnitude[0] if magnitude else None)
+
+
+def read_config(path: Path) -> LoraConfig:
+    """An adapter_config.json as a `LoraConfig`.
+
+    ``fan_in_fan_out`` says how the base stores its weights and changes nothing here.
+
+    Raises:
+        FormatError: missing, not JSON or with an impossible value; AdapterError: a kind of adapter not served.
+    """
+    raw = files.read_json(path)
+    for key, plain in _PLAIN.items():
+        if key in raw and raw[key] not in plain:
+            raise AdapterError(f"{path}: {key}: {raw[key]!r} is not served; LoRA, rsLoRA and DoRA are")
+    if "peft_type" not in raw:
+        raise FormatError(path, "peft_type", "is missing; this is no adapter")
+    given = {f.name: raw[f.name] for f in fields(LoraConfig) if f.init and raw.get(f.name) is not None}
+    try:
+        return LoraConfig(**given)
+    except ConfigError as error:
+        raise FormatError(path, error.field, error.reason) from error

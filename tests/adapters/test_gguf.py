@@ -1,0 +1,247 @@
+"""GGUF adapters: written, read back, and laid out as llama.cpp has them."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import tiny_models as tiny
+
+from entrenar import LoraConfig, no_grad
+from entrenar.errors import AdapterError, FormatError
+from entrenar.formats import gguf_read, gguf_write, safetensors
+
+IDS = np.arange(14).reshape(2, 7) % 29
+ALL = LoraConfig(r=3, lora_alpha=5, target_modules="all-linear")
+
+
+def logits(model):
+    with no_grad():
+        return model(IDS).numpy().copy()
+
+
+def randomized(name, config):
+    model = tiny.model(name, lora=config)
+    rng = np.random.default_rng(9)
+    for path, tensor in model.named_parameters():
+        if "lora_B" in path or "lora_embedding_A" in path:
+            tensor.data[...] = 0.2 * rng.standard_normal(tensor.shape)
+    return model
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral-window", "qwen2", "phi3", "llama-biases"])
+def test_it_comes_back_bit_for_bit(tmp_path, name):
+    model = randomized(name, ALL)
+    model.save_adapter(tmp_path / "a.gguf")
+    fresh = tiny.model(name)
+    fresh.load_adapter(tmp_path / "a.gguf", trainable=True)
+    assert np.array_equal(logits(fresh), logits(model))
+    assert dict(fresh.named_parameters()).keys() == dict(model.named_parameters()).keys()
+    assert (fresh.adapter.r, fresh.adapter.lora_alpha) == (3, 5)
+
+
+def test_what_the_file_says_and_where_rows_lie(tmp_path):
+    """llama.cpp's llama turns neighbours, so rows of B of q and k move as rows of the weights do."""
+    model = randomized("llama", ALL)
+    model.save_adapter(tmp_path / "a.gguf")
+    model.unload_adapter()
+    model.save(tmp_path / "base.gguf")
+    file, base = gguf_read.read(tmp_path / "a.gguf"), gguf_read.read(tmp_path / "base.gguf")
+    keys = ("general.type", "general.architecture", "adapter.type", "adapter.lora.alpha")
+    assert [file.metadata[k] for k in keys] == ["adapter", "llama", "lora", 5.0]
+    assert file.metadata.type_name("adapter.lora.alpha") == "f32"
+    model = randomized("llama", ALL)
+    merged = {n: f.delta() for n, f in model.adapters["default"].factors.items()}
+    model.merge_adapter()
+    model.save(tmp_path / "merged.gguf")
+    after = gguf_read.read(tmp_path / "merged.gguf")
+    count = 0
+    for name in base.tensors:
+        if f"{name}.lora_a" in file.tensors:
+            a, b = file.array(f"{name}.lora_a"), file.array(f"{name}.lora_b")
+            assert np.allclose(base.array(name) + 5 / 3 * b @ a, after.array(name), atol=1e-6)
+            count += 1
+    assert count == len(merged) == 14
+
+
+@pytest.mark.parametrize(
+    ("config", "alpha"),
+    [
+        (LoraConfig(r=4, lora_alpha=6, use_rslora=True, target_modules="all-linear"), 12.0),
+        (LoraConfig(r=4, lora_alpha=6, target_modules="all-linear", rank_pattern={"o_proj": 2}), 6.0),
+        (LoraConfig(r=4, lora_alpha=6, target_modules="all-linear", alpha_pattern={"o_proj": 2}), 6.0),
+        (LoraConfig(r=4, lora_alpha=6, use_rslora=True, target_modules=["q_proj", "o_proj", "v_proj"],
+                    rank_pattern={"o_proj": 9}), 12.0),
+        (LoraConfig(r=2, lora_alpha=8, target_modules=["q_proj", "embed_tokens", "lm_head"]), 8.0),
+    ],
+    ids=["rslora", "ranks", "alphas", "rslora-ranks", "embedding"],
+)  # fmt: skip
+def test_every_scale_is_kept(tmp_path, config, alpha):
+    """One alpha for the file: what differs from it is folded into B."""
+    model = randomized("llama", config)
+    model.save_adapter(tmp_path / "a.gguf")
+    file = gguf_read.read(tmp_path / "a.gguf")
+    assert file.metadata["adapter.lora.alpha"] == pytest.approx(alpha)
+    fresh = tiny.model("llama")
+    fresh.load_adapter(tmp_path / "a.gguf")
+    want = logits(model)
+    assert np.abs(logits(fresh) - want).max() <= 1e-5 * np.abs(want).max()
+    fresh.save_adapter(tmp_path / "peft")
+    again = tiny.model("llama")
+    again.load_adapter(tmp_path / "peft")
+    assert np.array_equal(logits(again), logits(fresh))
+
+
+def test_the_embedding_s_a_lies_by_token(tmp_path):
+    model = randomized("llama", LoraConfig(r=2, target_modules=["embed_tokens"]))
+    model.save_adapter(tmp_path / "a.gguf")
+    model.save_adapter(tmp_path / "peft")
+    file = gguf_read.read(tmp_path / "a.gguf")
+    assert file.tensors["token_embd.weight.lora_a"].shape == (37, 2)
+    assert file.tensors["token_embd.weight.lora_b"].shape == (24, 2)
+    stored = safetensors.read(tmp_path / "peft/adapter_model.safetensors")
+    a = stored["base_model.model.model.embed_tokens.lora_embedding_A"]
+    assert np.array_equal(a, file.array("token_embd.weight.lora_a").T)
+
+
+def test_what_llama_cpp_cannot_hold_is_refused_with_advice(tmp_path):
+    cases = [
+        ("llama", LoraConfig(use_dora=True), "DoRA.*merge"),
+        ("llama", LoraConfig(modules_to_save=["model.norm"]), r"model\.norm\.weight is held whole.*merge"),
+        ("qwen2", LoraConfig(target_modules=["lm_head"]), r"lm_head, which is tied.*output\.weight"),
+    ]
+    for name, config, words in cases:
+        with pytest.raises(AdapterError, match=words):
+            tiny.model(name, lora=config).save_adapter(tmp_path / "a.gguf")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        (lambda m, t: m.update({"general.architecture": "qwen2"}), AdapterError, "general.architecture is 'qwen2'"),
+        (lambda m, t: m.update({"general.type": "model"}), AdapterError, "general.type is 'model'"),
+        (lambda m, t: m.update({"adapter.type": "ia3"}), AdapterError, "adapter.type is 'ia3'"),
+        (lambda m, t: m.update({"adapter.alora.invocation_tokens": [1]}), AdapterError, "activated LoRA"),
+        (lambda m, t: m.pop("adapter.lora.alpha"), FormatError, "alpha.* is missing"),
+        (lambda m, t: m.update({"adapter.lora.alpha": float("nan")}), FormatError, "alpha.* is nan"),
+        (lambda m, t: m.update({"adapter.lora.alpha": -1.0}), FormatError, "alpha.* is -1"),
+        (lambda m, t: t.pop("blk.0.attn_q.weight.lora_b"), FormatError, r"attn_q\.weight\.lora_b.* is missing"),
+        (lambda m, t: t.update({"blk.9.attn_q.weight.lora_a": t["blk.0.attn_q.weight.lora_a"]}), AdapterError, "blk.9"),
+        (lambda m, t: t.update({"blk.0.attn_q.weight": t["blk.0.attn_q.weight.lora_a"]}), AdapterError, "not a LoRA"),
+        (lambda m, t: t.update({"blk.0.attn_q.weight.lora_a": np.zeros((3, 25), np.float32)}), AdapterError, "25"),
+        (lambda m, t: t.update({"blk.0.attn_q.weight.lora_b": np.zeros((24, 4), np.float32)}), AdapterError, "24, 4"),
+        (lambda m, t: t.update({"blk.0.attn_q.weight.lora_a": np.zeros(3, np.float32)}), AdapterError, "3,"),
+        (lambda m, t: t.clear(), AdapterError, "holds no adapter"),
+    ],
+)
+def test_files_that_lie_are_typed_errors(tmp_path, change, error, words):
+    model = tiny.model(lora=ALL)
+    model.save_adapter(tmp_path / "a.gguf")
+    file = gguf_read.read(tmp_path / "a.gguf")
+    metadata, tensors = dict(file.metadata), {n: np.array(file.array(n)) for n in file.tensors}
+    change(metadata, tensors)
+    gguf_write.write(tmp_path / "bad.gguf", metadata, tensors.items())
+    fresh = tiny.model()
+    with pytest.raises(error, match=words):
+        fresh.load_adapter(tmp_path / "bad.gguf")
+    assert fresh.adapters == {}
+    assert fresh.adapter is None
+
+
+def test_an_alpha_of_zero_means_factors_as_they_are(tmp_path):
+    model = randomized("llama", LoraConfig(r=3, lora_alpha=3, target_modules="all-linear", rank_pattern={"k_proj": 1},
+                                           alpha_pattern={"k_proj": 1}))  # fmt: skip
+    model.save_adapter(tmp_path / "a.gguf")
+    file = gguf_read.read(tmp_path / "a.gguf")
+    tensors = {n: np.array(file.array(n)) for n in file.tensors}
+    for i in range(2):
+        tensors[f"blk.{i}.attn_k.weight.lora_b"] *= 3  # it was folded for alpha 3 and rank 1
+    gguf_write.write(tmp_path / "b.gguf", {**file.metadata, "adapter.lora.alpha": 0.0}, tensors.items())
+    fresh = tiny.model()
+    fresh.load_adapter(tmp_path / "b.gguf")
+    want = logits(model)
+    assert np.abs(logits(fresh) - want).max() <= 1e-5 * np.abs(want).max()
+
+
+# ---- PEFT's directory ---------------------------------------------------------------------------------------------
+
+
+def edited(directory, config=None, tensors=None):
+    raw = json.loads((directory / "adapter_config.json").read_text())
+    arrays = {n: np.array(a) for n, a in safetensors.read(directory / "adapter_model.safetensors").items()}
+    for change, what in ((config, raw), (tensors, arrays)):
+        if change:
+            change(what)
+    (directory / "adapter_config.json").write_text(json.dumps(raw))
+    safetensors.write(directory / "adapter_model.safetensors", arrays)
+
+
+def test_absent_rank_and_alpha_are_eight(tmp_path):
+    model = randomized("llama", LoraConfig())
+    model.save_adapter(tmp_path)
+    edited(tmp_path, lambda c: [c.pop(k) for k in ("r", "lora_alpha", "rank_pattern", "use_rslora", "use_dora")])
+    fresh = tiny.model()
+    fresh.load_adapter(tmp_path)
+    assert np.array_equal(logits(fresh), logits(model))
+
+
+def test_fan_in_fan_out_speaks_of_the_base_alone(tmp_path):
+    model = randomized("llama", ALL)
+    model.save_adapter(tmp_path)
+    edited(tmp_path, lambda c: c.update(fan_in_fan_out=True))
+    fresh = tiny.model()
+    fresh.load_adapter(tmp_path)
+    assert np.array_equal(logits(fresh), logits(model))
+
+
+def test_targets_that_reach_fewer_layers_are_saved_in_full(tmp_path):
+    """Such as those of an adapter trained with layers_to_transform: its file has fewer layers than its names reach."""
+    model = randomized("llama", LoraConfig(r=2, target_modules=["q_proj"]))
+    model.save_adapter(tmp_path)
+    edited(tmp_path, tensors=lambda t: [t.pop(n) for n in list(t) if "layers.0" in n])
+    fresh = tiny.model()
+    fresh.load_adapter(tmp_path)
+    fresh.save_adapter(tmp_path / "again")
+    raw = json.loads((tmp_path / "again/adapter_config.json").read_text())
+    assert raw["target_modules"] == ["model.layers.1.self_attn.q_proj"]
+
+
+def test_dora_s_magnitude_under_its_older_name(tmp_path):
+    model = randomized("llama", LoraConfig(use_dora=True))
+    model.save_adapter(tmp_path)
+    old = ".lora_magnitude_vector"
+    edited(tmp_path, tensors=lambda t: [t.update({f"{n}.weight": t.pop(n)}) for n in list(t) if n.endswith(old)])
+    fresh = tiny.model()
+    fresh.load_adapter(tmp_path)
+    assert np.array_equal(logits(fresh), logits(model))
+
+
+@pytest.mark.parametrize(
+    ("config", "tensors", "error", "words"),
+    [
+        (lambda c: c.update(use_dora=True), None, FormatError, "lora_magnitude_vector.*missing"),
+        (None, lambda t: t.update({"base_model.model.lm_head.lora_magnitude_vector": np.zeros(37, np.float32)}),
+         AdapterError, "call for no such tensor"),
+        (lambda c: c.update(modules_to_save=["lm_head"]), None, FormatError, r"lm_head\.weight.*missing"),
+        (None, lambda t: t.update({"base_model.model.lm_head.weight": np.zeros((38, 24), np.float32)}),
+         AdapterError, r"\(38, 24\), the model's is \(37, 24\)"),
+        (None, lambda t: t.update({"base_model.model.lm_head.lora_B.default": np.zeros(3, np.float32)}),
+         AdapterError, "not a LoRA factor"),
+        (None, lambda t: t.update({"base_model.model.model.norm.lora_A.weight": np.zeros((3, 24), np.float32)}),
+         AdapterError, "no linear layer"),
+        (None, lambda t: t.update({"base_model.model.model.norm.bias": np.zeros(24, np.float32)}),
+         AdapterError, "no weight"),
+        (lambda c: c.update(trainable_token_indices=[1]), None, AdapterError, "trainable_token_indices"),
+        (lambda c: c.update(ensure_weight_tying=True), None, AdapterError, "ensure_weight_tying"),
+        (lambda c: c.update(lora_bias=True), None, AdapterError, "lora_bias"),
+    ],
+)  # fmt: skip
+def test_peft_files_that_lie_or_ask_for_more_are_typed_errors(tmp_path, config, tensors, error, words):
+    tiny.model(lora=ALL).save_adapter(tmp_path)
+    edited(tmp_path, config, tensors)
+    model = tiny.model()
+    with pytest.raises(error, match=words):
+        model.load_adapter(tmp_path)
+    assert model.adapters == {}

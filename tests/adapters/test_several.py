@@ -1,0 +1,309 @@
+"""Adapters in memory: several on one base, embeddings and whole modules, and their merging; against dense weights."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tiny_models as tiny
+
+from entrenar import LoraConfig, no_grad
+from entrenar.errors import AdapterError, ConfigError
+
+IDS = np.arange(14).reshape(2, 7) % 29
+ALL = LoraConfig(r=3, lora_alpha=5, target_modules="all-linear")
+
+
+def logits(model):
+    with no_grad():
+        return model(IDS).numpy().copy()
+
+
+def close(a, b, within=1e-5):
+    return np.abs(a - b).max() <= within * np.abs(b).max()
+
+
+def randomize(model, seed):
+    rng = np.random.default_rng(seed)
+    for name, tensor in model.named_parameters():
+        if "lora_B" in name or "lora_embedding_A" in name:
+            tensor.data[...] = 0.2 * rng.standard_normal(tensor.shape)
+        if "magnitude" in name:
+            tensor.data[...] *= 1 + 0.3 * rng.random(tensor.shape)
+        tensor.version += 1
+
+
+def with_dense(name, changes):
+    """The model whose weights are the base's plus dense changes, computed here in float64."""
+    model = tiny.model(name)
+    weights = dict(model.named_weights())
+    for path, change in changes.items():
+        weights[f"{path}.weight"].data[...] += change
+    return logits(model)
+
+
+def two(name="llama"):
+    """A model with adapters "a" on all linear layers and "b" on some, and what each changes, dense in float64."""
+    model = tiny.model(name)
+    changes = {}
+    other = LoraConfig(r=2, lora_alpha=3, use_rslora=True, target_modules=["o_proj"])
+    for adapter, config in (("a", ALL), ("b", other)):
+        model.add_lora(config, seed=len(changes), name=adapter)
+        randomize(model, len(changes))
+        changes[adapter] = {
+            path: f.scale * f.b.data.astype(np.float64) @ f.a.data
+            for path, f in model.adapters[adapter].factors.items()
+        }
+    return model, changes
+
+
+def test_switching_scaling_adding_and_disabling():
+    model, changes = two()
+    base = logits(tiny.model())
+    only = {n: with_dense("llama", changes[n]) for n in "ab"}
+    assert model.active_adapters == ["b"]
+    assert close(logits(model), only["b"])
+    model.set_adapter("a")
+    assert model.active_adapters == ["a"]
+    assert model.adapter is model.adapters["a"].config
+    assert close(logits(model), only["a"])
+    half = {path: 0.5 * d for path, d in changes["a"].items()}
+    model.set_adapter({"a": 0.5})
+    assert close(logits(model), with_dense("llama", half))
+    both = {path: d + -2 * changes["b"].get(path, 0) for path, d in half.items()}
+    model.set_adapter({"a": 0.5, "b": -2})
+    assert close(logits(model), with_dense("llama", both))
+    with model.disable_adapter():
+        assert model.adapter is None
+        assert np.array_equal(logits(model), base)
+    assert close(logits(model), with_dense("llama", both))
+    model.merge_adapter()
+    assert close(logits(model), with_dense("llama", both))
+    assert model.adapters == {}
+
+
+def test_deleting_and_unknown_names():
+    model, changes = two()
+    model.delete_adapter("b")
+    assert model.active_adapters == []
+    model.set_adapter(["a"])
+    assert close(logits(model), with_dense("llama", changes["a"]))
+    for call, arguments in ((model.set_adapter, "b"), (model.delete_adapter, "b"), (model.save_adapter, "xb")):
+        with pytest.raises(AdapterError, match="no adapter 'b'"):
+            call(*arguments)
+    with pytest.raises(AdapterError, match="nan"):
+        model.set_adapter({"a": float("nan")})
+    assert model.active_adapters == ["a"]
+    model.unload_adapter()
+    assert np.array_equal(logits(model), logits(tiny.model()))
+
+
+def test_only_the_acting_adapter_is_trained():
+    model, _ = two()
+    names = {name for name, _ in model.named_parameters()}
+    assert all("o_proj" in name for name in names)
+    model.loss(IDS).backward()
+    assert all(t.grad is None for _, t in model.adapters["a"].tensors())
+    model.set_adapter(["a", "b"])
+    assert model.parameters() == []  # a sum is frozen
+
+
+def test_which_of_several_to_save_must_be_said(tmp_path):
+    model, changes = two()
+    model.set_adapter(["a", "b"])
+    with pytest.raises(AdapterError, match="a, b act"):
+        model.save_adapter(tmp_path / "x")
+    model.save_adapter(tmp_path / "x", "a")
+    fresh = tiny.model()
+    fresh.load_adapter(tmp_path / "x", name="first")
+    fresh.load_adapter(tmp_path / "x", name="second")
+    with pytest.raises(AdapterError, match="second"):
+        fresh.load_adapter(tmp_path / "x", name="second")
+    fresh.set_adapter("first")
+    assert close(logits(fresh), with_dense("llama", changes["a"]))
+
+
+@pytest.mark.parametrize("dtype", ["f32", "mixed"])
+def test_an_adapter_of_the_embedding(tmp_path, dtype):
+    config = LoraConfig(r=4, lora_alpha=6, target_modules=["embed_tokens", "lm_head"])
+    model = tiny.model(dtype=dtype)
+    before = logits(model)
+    model.add_lora(config)
+    assert np.array_equal(logits(model), before)
+    randomize(model, 3)
+    table = model.adapters["default"].factors["model.embed_tokens"]
+    head = model.adapters["default"].factors["lm_head"]
+    dense = {
+        "model.embed_tokens": 1.5 * table.a.data.astype(np.float64) @ table.b.data.T,
+        "lm_head": 1.5 * head.b.data.astype(np.float64) @ head.a.data,
+    }
+    want = with_dense("llama", dense)
+    assert np.abs(want - before).max() > 0.1
+    assert close(logits(model), want, 1e-5 if dtype == "f32" else 3e-2)
+    model.save_adapter(tmp_path)
+    fresh = tiny.model(dtype=dtype)
+    fresh.load_adapter(tmp_path)
+    assert np.array_equal(logits(fresh), logits(model))
+    if dtype == "f32":
+        model.merge_adapter()
+        assert close(logits(model), want)
+
+
+def test_the_embedding_s_adapter_has_the_gradient_of_the_dense_table():
+    model = tiny.model(lora=LoraConfig(r=2, lora_alpha=6, target_modules=["embed_tokens"]))
+    randomize(model, 5)
+    table = model.adapters["default"].factors["model.embed_tokens"]
+    model.loss(IDS).backward()
+    dense = tiny.model()
+    weight = dense.model.embed_tokens.weight
+    weight.data[...] += 3 * table.a.data @ table.b.data.T
+    dense.loss(IDS).backward()
+    g = weight.grad.numpy().astype(np.float64)
+    assert np.allclose(table.a.grad.numpy(), 3 * g @ table.b.data, atol=1e-6)
+    assert np.allclose(table.b.grad.numpy(), 3 * g.T @ table.a.data, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["llama", "llama-tied-wide-heads"])
+def test_whole_modules_are_trained_saved_and_switched(tmp_path, name):
+    config = LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["lm_head", "embed_tokens", "model.norm"])
+    model = tiny.model(name)
+    base = logits(model)
+    model.add_lora(config)
+    assert np.array_equal(logits(model), base)
+    whole = [n for n, _ in model.named_parameters() if "lora" not in n]
+    assert sorted(whole) == ["lm_head.weight", "model.embed_tokens.weight", "model.norm.weight"]
+    model.loss(IDS).backward()
+    for n, tensor in model.named_parameters():
+        if "lora" not in n:
+            assert np.abs(tensor.grad.numpy()).max() > 0
+            tensor.data[...] -= 0.5 * tensor.grad.numpy()
+            tensor.version += 1
+    trained = logits(model)
+    assert np.abs(trained - base).max() > 1e-3
+    with model.disable_adapter():
+        assert np.array_equal(logits(model), base)
+    assert np.array_equal(logits(model), trained)
+    model.save_adapter(tmp_path)
+    fresh = tiny.model(name)
+    fresh.load_adapter(tmp_path)
+    assert np.array_equal(logits(fresh), trained)
+    if "tied" in name:
+        with pytest.raises(AdapterError, match="tied"):
+            fresh.merge_adapter()
+    else:
+        fresh.merge_adapter()
+        assert close(logits(fresh), trained)
+    fresh.unload_adapter()
+
+
+def test_what_modules_to_save_takes():
+    with pytest.raises(AdapterError, match="no module with weights is named 'embedding'"):
+        tiny.model().add_lora(LoraConfig(target_modules=["q_proj"], modules_to_save=["embedding"]))
+    with pytest.raises(ConfigError, match="modules_to_save"):
+        LoraConfig(modules_to_save="lm_head")
+    model = tiny.model()
+    for name in ("a", "b"):
+        model.add_lora(LoraConfig(target_modules=["q_proj"], modules_to_save=["lm_head"]), name=name)
+    with pytest.raises(AdapterError, match=r"lm_head\.weight is held whole by several"):
+        model.set_adapter(["a", "b"])
+
+
+# ---- DoRA ---------------------------------------------------------------------------------------------------------
+
+
+def dora(name="llama", dtype="f32", **more):
+    model = tiny.model(name, dtype=dtype)
+    config = LoraConfig(r=3, lora_alpha=5, use_dora=True, **{"target_modules": "all-linear", **more})
+    return model.add_lora(config)
+
+
+def dense_of(model, path):
+    """m/‖W + s·B·A‖ ⊙ (W + s·B·A), in float64."""
+    f = model.adapters["default"].factors[path]
+    w = dict(model.named_weights())[f"{path}.weight"].data.astype(np.float64)
+    w = w + f.scale * f.b.data.astype(np.float64) @ f.a.data
+    return f.magnitude.data[:, None] * w / np.linalg.norm(w, axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("name", ["llama", "phi3", "qwen2", "llama-biases"])
+def test_dora_begins_as_the_base_and_is_the_dense_weight(tmp_path, name):
+    model = dora(name)
+    assert close(logits(model), logits(tiny.model(name)))
+    randomize(model, 1)
+    other = tiny.model(name)
+    base = dict(other.named_weights())
+    for path in model.adapters["default"].factors:
+        base[f"{path}.weight"].data[...] = dense_of(model, path)
+    want = logits(other)
+    assert np.abs(want - logits(tiny.model(name))).max() > 0.1
+    assert close(logits(model), want)
+    model.save_adapter(tmp_path)
+    fresh = tiny.model(name)
+    fresh.load_adapter(tmp_path, trainable=True)
+    assert np.array_equal(logits(fresh), logits(model))
+    assert dict(fresh.named_parameters()).keys() == dict(model.named_parameters()).keys()
+    merged = model.merge_adapter()
+    assert close(logits(model), want)
+    with pytest.raises(AdapterError, match="can't be taken out"):
+        model.unmerge_adapter(fresh.adapter, merged)
+
+
+def test_dora_s_gradient_takes_the_norm_as_a_constant():
+    """Of one head in float64: gradients of gain·(W + s·B·A) with the gain held, and of the magnitude."""
+    model = dora(target_modules=["lm_head"])
+    randomize(model, 2)
+    f = model.lm_head.lora
+    model.loss(IDS).backward()
+    other = tiny.model()
+    other.lm_head.weight.data[...] = dense_of(model, "lm_head")
+    other.loss(IDS).backward()
+    g = other.lm_head.weight.grad.numpy().astype(np.float64)
+    w = model.lm_head.weight.data.astype(np.float64) + f.scale * f.b.data.astype(np.float64) @ f.a.data
+    norms = np.linalg.norm(w, axis=1, keepdims=True)
+    gain = f.magnitude.data[:, None] / norms
+    assert np.allclose(f.magnitude.grad.numpy(), (g * w / norms).sum(1), atol=2e-6)
+    assert np.allclose(f.a.grad.numpy(), f.scale * f.b.data.T @ (gain * g), atol=2e-6)
+    assert np.allclose(f.b.grad.numpy(), f.scale * (gain * g) @ f.a.data.T, atol=2e-6)
+
+
+def test_dora_in_bf16_is_near_f32():
+    exact, rounded = dora(), dora(dtype="mixed")
+    for model in (exact, rounded):
+        randomize(model, 4)
+    assert close(logits(rounded), logits(exact), 3e-2)
+    rounded.loss(IDS).backward()
+    assert all(np.isfinite(p.grad.numpy()).all() for p in rounded.parameters())
+
+
+def test_dora_norms_follow_the_factors_and_the_scale():
+    model = dora(target_modules=["o_proj"])
+    layer = model.model.layers[0].self_attn.o_proj
+    w = layer.weight.data.astype(np.float64)
+    for factor in (1.0, 0.5):
+        model.set_adapter({"default": factor})
+        for step in range(2):
+            f = layer.lora
+            f.b.data[...] = np.random.default_rng(step).standard_normal(f.b.shape)
+            f.b.version += 1
+            want = np.linalg.norm(w + factor * 5 / 3 * f.b.data.astype(np.float64) @ f.a.data, axis=1)
+            assert np.allclose(f.row_norms(layer.weight), want, rtol=1e-6)
+
+
+def test_dora_has_no_sum_and_no_embedding():
+    model = dora(target_modules=["o_proj"])
+    model.add_lora(ALL, name="other")
+    with pytest.raises(AdapterError, match="DoRA adapters have no sum"):
+        model.set_adapter(["default", "other"])
+    assert model.active_adapters == ["other"]
+    with pytest.raises(AdapterError, match="use_dora"):
+        dora(target_modules=["embed_tokens"])
+
+
+def test_dora_drops_what_the_adapter_adds_and_scales():
+    """With everything but W·x dropped (p near 1), the layer is W·x at most places."""
+    model = dora(target_modules=["lm_head"], lora_dropout=0.999)
+    randomize(model, 6)
+    model.train()
+    base = logits(tiny.model())
+    dropped = logits(model)
+    assert np.isclose(dropped, base, atol=1e-5).mean() > 0.5
+    assert not np.allclose(logits(model.eval()), base, atol=1e-2)
