@@ -219,11 +219,13 @@ class Adapted(Module):
         names = sorted({path.rpartition(".")[2] for path, _ in self.adaptable()})
         if not chosen:
             targets = config.target_modules
-            raise AdapterError(f"target_modules {targets!r} selects no layer; there are {', '.join(names)}")
+            raise AdapterError(f"target_modules {targets!r} selects no linear layer; there are {', '.join(names)}")
         if isinstance(config.target_modules, tuple):
             for target in config.target_modules:
                 if not any(path == target or path.endswith(f".{target}") for path, _ in chosen):
-                    raise AdapterError(f"target_modules: no layer is named {target!r}; there are {', '.join(names)}")
+                    raise AdapterError(
+                        f"target_modules: no linear layer is named {target!r}; there are {', '.join(names)}"
+                    )
         return chosen
 
     def _copies(self, config: LoraConfig) -> dict[str, Tensor]:
