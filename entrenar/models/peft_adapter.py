@@ -159,7 +159,7 @@ def _factors(
         shapes = {"lora_A.weight": (rank, in_), "lora_B.weight": (out, rank)}
     if config.use_dora:
         shapes["lora_magnitude_vector"] = (out,)
-    for kind in found.keys() | shapes.keys():
+    for kind in (*found, *shapes):
         if kind not in shapes:
             raise AdapterError(f"{where}: {path}.{kind}: the settings and this kind of layer call for no such tensor")
         if kind not in found:
