@@ -192,11 +192,13 @@ static int multiply(const struct plan *q, struct columns c, int64_t r0, int64_t 
                 for (int x = 0; x < kb.pieces; x++) {
                     const struct piece *piece = &kb.piece[x];
                     const struct en_term *t = &p->term[piece->term];
-                    s[x] = (struct segment){piece->steps, packed_a(q, a, piece->term, r - base, h, piece->step),
-                                            from + v * NR * piece->steps, 0, panel_width(n)};
+                    s[x] = (struct segment){.steps = piece->steps, .b = from + v * NR * piece->steps,
+                                            .b_row = panel_width(n)};
                     if (q->a_offset[piece->term] < 0) {
                         s[x].a = element(t->a_type, t->a, i * t->a_row + piece->k0);
                         s[x].a_row = q->e->pairs ? t->a_row / 2 : t->a_row;
+                    } else {
+                        s[x].a = packed_a(q, a, piece->term, r - base, h, piece->step);
                     }
                     if (in_place(q, t, n)) {
                         s[x].b = (const float *)t->b + piece->k0 * t->b_row + j - t->n0;
@@ -240,7 +242,7 @@ static void multiply_rows(void *context, int64_t begin, int64_t end) {
 
 static en_status gemm_planned(struct plan *q) {
     if (q->by_rows) {
-        if (!(q->b = en_scratch(EN_SCRATCH_B, (size_t)q->b_words * sizeof(float)))) return EN_NO_MEMORY;
+        if (!(q->b = en_scratch(EN_SCRATCH_B, (size_t)(q->b_words + 1) * sizeof(float)))) return EN_NO_MEMORY;
         en_parallel_tasks(q->blocks, q->threads, pack_shared, q);
         en_parallel_tasks(q->row_tasks, q->threads, multiply_rows, q);
     } else {
@@ -258,11 +260,19 @@ static void finish_sums(void *context, int64_t begin, int64_t end) {
     finish(s->p, s->sums + begin * row, row, begin, 0, end - begin, s->p->n, s->p->accumulate, 1);
 }
 
-/* Where the packed rows of A would not stay in cache: `parts` products over parts of k, summed in f32. Their cuts are
- * those that all of k would have. */
+/* Where the packed rows of A would not stay in cache: up to `parts` products over parts of k, summed in f32. The blocks
+ * of k are those that a whole product would have, in the same order: they are counted term after term, the first of a
+ * term together with the last of the term before, which it may join. */
 static en_status gemm_deep(const struct en_gemm *p, const struct engine *e, int64_t parts) {
     struct en_gemm part = *p;
     struct sums s = {p, NULL};
+    int64_t cuts[EN_MAX_TERMS], first[EN_MAX_TERMS], blocks = 1;
+    for (int t = 0; t < p->terms; t++) {
+        cuts[t] = k_cuts(e, steps_of(e, p->term[t].k));
+        first[t] = blocks - 1;
+        blocks += cuts[t] - 1;
+    }
+    parts = min64(parts, blocks);
     if (p->c_type != EN_F32) {
         part.c_row = round_up(p->n, VL);
         part.c = s.sums = en_alloc((size_t)(p->m * part.c_row) * sizeof(float));
@@ -272,12 +282,13 @@ static en_status gemm_deep(const struct en_gemm *p, const struct engine *e, int6
     }
     en_status status = EN_OK;
     for (int64_t i = 0; i < parts && status == EN_OK; i++) {
+        const int64_t from = cut(blocks, parts, i), to = cut(blocks, parts, i + 1);
         for (int t = 0; t < p->terms; t++) {
             const struct en_term *all = &p->term[t];
             struct en_term *x = &part.term[t];
-            const int64_t cuts = k_cuts(e, steps_of(e, all->k));
-            const int64_t k0 = k_cut(e, all->k, cuts, cut(cuts, parts, i));
-            const int64_t k1 = k_cut(e, all->k, cuts, cut(cuts, parts, i + 1));
+            const int64_t c0 = min64(cuts[t], max64(0, from - first[t]));
+            const int64_t c1 = min64(cuts[t], max64(0, to - first[t]));
+            const int64_t k0 = k_cut(e, all->k, cuts[t], c0), k1 = k_cut(e, all->k, cuts[t], c1);
             x->k = k1 - k0;
             x->a = element(all->a_type, all->a, k0 * all->a_col);
             x->b = element(all->b_type, all->b, k0 * all->b_row);

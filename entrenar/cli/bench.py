@@ -27,6 +27,7 @@ from entrenar.models.load import load
 from entrenar.models.spec import ModelConfig
 from entrenar.nn.lora import LoraConfig
 from entrenar.observe.profile import Kernel, Profile, draw, table
+from entrenar.optim.clip import clip_scale, grad_norm
 from entrenar.train.config import TrainConfig
 from entrenar.train.plan import plan_for
 from entrenar.train.setup import make_optimizer
@@ -176,13 +177,14 @@ class Command:
 
 
 def stepper(model: CausalLM, ids: NDArray[np.int64], training: TrainConfig) -> Callable[[], float]:
-    """A function that does one step and returns its loss."""
-    optimizer = make_optimizer(training, dict(model.named_parameters()))
+    """A function that does one step, clipping included, and returns its loss."""
+    parameters = dict(model.named_parameters())
+    optimizer = make_optimizer(training, parameters)
 
     def step() -> float:
         loss = model.loss(ids)
         loss.backward()
-        optimizer.step()
+        optimizer.step(scale=clip_scale(grad_norm(parameters.values()), training.max_grad_norm))
         optimizer.zero_grad()
         return loss.item()
 

@@ -180,6 +180,32 @@ def test_no_rows_columns_or_steps():
         cpu.product([(np.zeros((m, 2), BF16), np.zeros((2, n), BF16))], np.zeros((m, n), BF16))
 
 
+@pytest.mark.parametrize("dtype", [np.float32, BF16], ids=["f32", "bf16"])
+def test_no_steps_on_a_thread_that_has_not_multiplied_yet(isa, dtype):
+    bias, out = floats(1, 50), np.full((40, 50), np.nan, np.float32)
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(cpu.product, [(np.zeros((40, 0), dtype), np.zeros((0, 50), dtype))], out, bias=bias).result()
+    np.testing.assert_array_equal(out, np.broadcast_to(bias, (40, 50)))
+
+
+@pytest.mark.parametrize("way", ["in place", "packed"])
+def test_bits_depend_on_neither_where_rows_lie_nor_how(isa, way):
+    """A deep product with a short term, its A packed (and then summed in parts) or read where it is."""
+    m, n, k, r = 500, 40, 9000, 16
+    x, low = floats(2, m, k).astype(BF16), floats(3, m, r).astype(BF16)
+    w, b = floats(4, n, k).astype(BF16), floats(5, n, r).astype(BF16)
+    bias = floats(6, n)
+    out = np.empty((2, m, n), np.float32)
+    where = np.empty(m * k + 1, BF16)
+    far = where[1:].reshape(m, k) if where.ctypes.data % 4 == 0 else where[:-1].reshape(m, k)
+    far[...] = x
+    for i, a in enumerate((x, far if way == "in place" else np.asfortranarray(x))):
+        cpu.product([(a, w.T), (low, b.T)], out[i], bias=bias)
+    np.testing.assert_array_equal(out[0], out[1])
+    exact = wide(x) @ wide(w).T + wide(low) @ wide(b).T + bias
+    assert np.abs(out[0] - exact).max() <= 1e-5 * np.abs(exact).max()
+
+
 def test_memory_that_runs_out_is_an_error_and_leaves_no_harm(isa):
     terms = [(floats(1, 50, 5000).astype(BF16), floats(2, 5000, 300).astype(BF16))]
     out = np.empty((50, 300), BF16)

@@ -282,6 +282,17 @@ def test_chunks_of_the_head_add_up(dtype: str, rows: int, monkeypatch: pytest.Mo
 
 
 @pytest.mark.tier1
+@pytest.mark.parametrize("trainable", [True, False])
+def test_a_batch_in_which_no_label_counts_adds_nothing(trainable: bool) -> None:
+    x, w, a, b = Tensor(normal(3, 8), True), Tensor(normal(13, 8), trainable), Tensor(normal(2, 8), True), normal(13, 2)
+    y = ops.linear_cross_entropy(x, ops.Part(w, None, ops.Lora(a, Tensor(b), 0.5)), [-100] * 3, denominator=5)
+    y.backward()
+    assert y.item() == 0
+    for t in (x, w, a):
+        assert (t.grad is None and not t.requires_grad) or not t.grad.numpy().any()
+
+
+@pytest.mark.tier1
 def test_chunks_are_alike_and_not_too_small() -> None:
     vocab, bf16 = 151_936, 2
     assert loss.chunk_rows(1024, vocab * bf16) == 512
