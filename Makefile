@@ -14,7 +14,7 @@ SANITIZED := PYTHONMALLOC=malloc ASAN_OPTIONS=detect_leaks=0:allocator_may_retur
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help emulated quickstart test tier1 tier2 tier3 lint format coverage mutants deny-check bench fuzz san docs clean \
+.PHONY: help emulated tiles quickstart test tier1 tier2 tier3 lint format coverage mutants deny-check bench fuzz san docs clean \
         build oracles
 
 help:  ## list the verbs
@@ -55,6 +55,18 @@ deny-check: build  ## dependencies and licences against the allow-list; no forbi
 emulated: build  ## the tests of products on an emulated machine with AMX (long; docs/emulated.md)
 	@$(BIN)/python tests/emulated/machine.py -- env ENTRENAR_ISA=amx python -m pytest -q -p no:cacheprovider \
 	  tests/kernels/test_product.py -k amx
+
+# A build of its own, as the sanitized ones below.
+tiles: .venv-tiles/.built  ## tests of level amx with tiles made in software, on any CPU with AVX512_BF16 (docs/emulated.md)
+	@.venv-tiles/bin/python -m pytest -q -p no:cacheprovider -k amx tests/kernels
+
+.venv-tiles/.built: $(NATIVE)
+	@echo "make: building with tiles in software in .venv-tiles"
+	@test -x .venv-tiles/bin/python || $(PYTHON) -m venv .venv-tiles
+	@.venv-tiles/bin/python -m pip install -q $(BUILD_TOOLS)
+	@.venv-tiles/bin/python -m pip install -q --no-build-isolation -C build-dir=build/tiles \
+	  -C cmake.define.ENTRENAR_TILES=software -e ".[test]"
+	@touch $@
 
 bench: build  ## measure kernels and steps, with PEER=python also PyTorch's stack; stored in bench/results/
 	@$(BIN)/python bench/run.py $(if $(PEER),--peer $(PEER))
@@ -114,6 +126,6 @@ fuzz: .venv-fuzz/.built  ## each target of fuzz/ for FUZZ_SECONDS=60 under Addre
 	@touch $@
 
 clean:  ## remove everything that was built, the virtual environments too
-	rm -rf .venv .venv-san .venv-fuzz build dist mutants .coverage htmlcov .pytest_cache .mypy_cache .ruff_cache \
+	rm -rf .venv .venv-san .venv-fuzz .venv-tiles build dist mutants .coverage htmlcov .pytest_cache .mypy_cache .ruff_cache \
 	  .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

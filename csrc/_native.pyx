@@ -215,6 +215,7 @@ cdef extern from "entrenar.h" nogil:
 
     const en_isa *en_isas
     const int en_isa_count
+    const int en_software_tiles
     const en_isa *en_find_isa(const char *name)
     const en_isa *en_best_isa()
     const char *en_cpu_vendor()
@@ -329,12 +330,14 @@ def set_num_threads(n, str where="num_threads"):
 
 
 def cpu_info():
-    """What the kernels know of this machine: vendor, model, cores (physical, allowed to this process), isas."""
+    """What the kernels know of this machine: vendor, model, cores (physical, allowed to this process), isas; and whether
+    this is a build for tests that makes the tiles of "amx" in software."""
     return {
         "vendor": en_cpu_vendor().decode(errors="replace"),
         "model": " ".join(en_cpu_model().decode(errors="replace").split()),
         "cores": en_default_threads(),
         "isas": available_isas(),
+        "software_tiles": bool(en_software_tiles),
     }
 
 

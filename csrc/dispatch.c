@@ -54,6 +54,10 @@ static int has_fast_avx512_bf16(void) {
     return has_avx512() && cpuid(7, 1).a >> 5 & 1 && !strcmp(en_cpu_vendor(), "AuthenticAMD");
 }
 
+#ifdef EN_SOFTWARE_TILES
+/* A build for tests: tiles are made of vectors (isa/software_tiles.h). */
+static int has_amx(void) { return has_avx512() && cpuid(7, 1).a >> 5 & 1; }
+#else
 /* Tiles also need the kernel's leave, asked once a process: ARCH_REQ_XCOMP_PERM for XTILEDATA. */
 static int has_amx(void) {
     unsigned d7 = cpuid(7, 0).d, a71 = cpuid(7, 1).a;
@@ -61,6 +65,13 @@ static int has_amx(void) {
     return has_avx512() && bf16 && tile && int8 && avx512_bf16 && os_saves(0x600e6) &&
            syscall(SYS_arch_prctl, 0x1023, 18) == 0;
 }
+#endif
+#endif
+
+#ifdef EN_SOFTWARE_TILES
+const int en_software_tiles = 1;
+#else
+const int en_software_tiles = 0;
 #endif
 
 const struct en_isa en_isas[] = {
@@ -81,7 +92,7 @@ const struct en_isa *en_find_isa(const char *name) {
 }
 
 const struct en_isa *en_best_isa(void) {
-    const struct en_isa *isa = en_isas;
+    const struct en_isa *isa = en_isas + en_software_tiles; /* amx is the first: made in software, no default */
     while (!isa->available()) isa++;
     return isa;
 }

@@ -271,6 +271,7 @@ struct en_isa {
 };
 extern const struct en_isa en_isas[];
 extern const int en_isa_count;
+extern const int en_software_tiles; /* 1: a build for tests, whose level amx needs no AMX and is never a default */
 const struct en_isa *en_find_isa(const char *name); /* NULL: no such level, available or not */
 const struct en_isa *en_best_isa(void);
 const char *en_cpu_vendor(void);

@@ -17,10 +17,7 @@
 #include "attention_mask.h"
 #include "attention_pack.h"
 
-enum {
-    ATTENTION_KEYS = 128,  /* of a block; even */
-    ATTENTION_PIECE = 512, /* one block of rows: keys of a piece that a thread sums alone */
-};
+enum { ATTENTION_PIECE = 512 }; /* one block of rows: keys of a piece that a thread sums alone */
 
 static const float log2_e = 0x1.715476p+0f, log_2 = 0x1.62e43p-1f;
 
@@ -28,7 +25,7 @@ static const float log2_e = 0x1.715476p+0f, log_2 = 0x1.62e43p-1f;
 struct attention_keys {
     int64_t first, slots; /* block i, counted from key `first`, goes to slot i % slots */
     int64_t width;        /* of a packed value, in words */
-    float *k, *v;         /* (keys, words of d), (words of keys, width) */
+    float *k, *v;         /* (keys, words of d); a block's (words of keys, width), either way round (`along`) */
     int64_t *held;        /* the block in each slot, or -1 */
 };
 
@@ -38,9 +35,9 @@ static size_t keys_bytes(const struct en_attention *p, int64_t slots) {
 }
 
 static struct attention_keys no_keys(const struct en_attention *p, int64_t first, int64_t slots, void *space) {
-    struct attention_keys x = {.first = first, .slots = slots, .width = whole_vectors(p->d), .held = space};
-    x.k = (float *)(x.held + slots);
+    struct attention_keys x = {.first = first, .slots = slots, .width = whole_vectors(p->d), .k = space};
     x.v = x.k + slots * ATTENTION_KEYS * words(p->type, p->d);
+    x.held = (int64_t *)(x.v + slots * ATTENTION_KEYS * x.width);
     for (int64_t i = 0; i < slots; i++) x.held[i] = -1;
     return x;
 }
@@ -52,30 +49,31 @@ WORD void find_keys(enum en_dtype type, const struct en_attention *p, struct att
     const int64_t slot = block % x->slots, du = words(type, p->d), n = min64(ATTENTION_KEYS, p->s - at);
     float *keys = x->k + slot * ATTENTION_KEYS * du, *values = x->v + slot * words(type, ATTENTION_KEYS) * x->width;
     *k = keys + (j - at) * du;
-    *v = values + words(type, j - at) * x->width;
+    *v = values + words(type, j - at) * along(type, x->width).step;
     if (x->held[slot] == block) return;
     x->held[slot] = block;
     void *row[ATTENTION_KEYS];
     key_rows(p, &p->k, b, kv, at, n, row);
     pack_rows(type, p->d, n, (const void *const *)row, keys, du);
     key_rows(p, &p->v, b, kv, at, n, row);
-    pack_along(type, p->d, n, (const void *const *)row, values, x->width);
+    pack_keys_along(type, p->d, n, (const void *const *)row, values, x->width);
 }
 
 /* What a block of rows has summed over the keys it has seen, a row a lane. */
 struct attention_sums {
-    float *o;   /* (d, w): sum of 2^(score - top) · v; scores count in powers of two */
+    float *o;   /* (d in whole vectors, w): sum of 2^(score - top) · v; scores count in powers of two */
     float *top; /* (w,): largest score */
     float *sum; /* (w,): sum of 2^(score - top) */
 };
 
-static int64_t sums_floats(const struct en_attention *p, int64_t w) { return (p->d + 2) * w; }
+static int64_t sums_floats(const struct en_attention *p, int64_t w) { return (whole_vectors(p->d) + 2) * w; }
 
 static struct attention_sums sums_at(const struct en_attention *p, float *at, int64_t w) {
-    return (struct attention_sums){.o = at, .top = at + p->d * w, .sum = at + (p->d + 1) * w};
+    float *top = at + whole_vectors(p->d) * w;
+    return (struct attention_sums){.o = at, .top = top, .sum = top + w};
 }
 
-/* Scores s (m,w) become weights, an operand b, in place; keep: what sums so far count. n vectors of lanes. */
+/* Scores s (m,w), m even, become weights, an operand b, in place; keep: what sums so far count. n vectors of lanes. */
 WORD void weigh_lanes(enum en_dtype type, const int n, int64_t m, int64_t w, vf factor, float *s, float *top,
                       float *sum, float *keep) {
     vf most[TILE_WIDTH], shift[TILE_WIDTH], total[TILE_WIDTH][2];
@@ -93,8 +91,7 @@ WORD void weigh_lanes(enum en_dtype type, const int n, int64_t m, int64_t w, vf 
         shift[v] = v_neg(shift[v]);
         total[v][0] = total[v][1] = v_zero();
     }
-    int64_t j = 0;
-    for (; j + 2 <= m; j += 2)
+    for (int64_t j = 0; j < m; j += 2)
 #pragma GCC unroll 4
         for (int v = 0; v < n; v++) {
             float *at = s + j * w + v * VL;
@@ -103,13 +100,6 @@ WORD void weigh_lanes(enum en_dtype type, const int n, int64_t m, int64_t w, vf 
             total[v][0] = v_add(total[v][0], x);
             total[v][1] = v_add(total[v][1], y);
             store_along(type, s + v * VL, j, w, x, y);
-        }
-    if (j < m)
-#pragma GCC unroll 4
-        for (int v = 0; v < n; v++) {
-            const vf x = v_exp2(v_fma(v_load(s + j * w + v * VL), factor, shift[v]));
-            total[v][0] = v_add(total[v][0], x);
-            store_along(type, s + v * VL, j, w, x, v_zero());
         }
 #pragma GCC unroll 4
     for (int v = 0; v < n; v++)
@@ -127,31 +117,33 @@ WORD void weigh(enum en_dtype type, int64_t m, int64_t w, float scale, float *s,
 
 /* Floats of attend's work. */
 static int64_t attend_floats(const struct en_attention *p, int64_t w) {
-    return (words(p->type, p->d) + ATTENTION_KEYS + 1 + 1) * w;
+    return (words(p->type, p->d) + 1 + ATTENTION_KEYS) * w;
 }
 
 /* Rows [r, r + n) of (b, kv) against those of keys [c0, c1) that they see. w: whole_vectors(n) */
 WORD void attend_as(enum en_dtype type, const struct en_attention *p, int64_t b, int64_t kv, int64_t r, int64_t n,
                     int64_t c0, int64_t c1, struct attention_keys *x, struct attention_sums to, float *work) {
     const int pairs = in_pairs(type);
-    const int64_t d = p->d, du = words(type, d), w = whole_vectors(n);
+    const int64_t d = p->d, du = words(type, d), w = whole_vectors(n), unit = key_unit(type);
+    const struct along step = along(type, x->width);
     float *q = work, *keep = q + du * w, *s = keep + w;
     void *row[ATTENTION_ROWS];
     query_rows(p, &p->q, b, kv, r, n, row);
     pack_columns(type, d, n, (const void *const *)row, q, w);
     struct sight see;
     look(p, b, r, n, w, &see);
-    const int64_t s0 = max64(see.lo, c0), s1 = min64(see.hi, c1);
-    memset(to.o, 0, (size_t)(d * w) * sizeof(float));
+    const int64_t s0 = max64(see.lo, c0) / unit * unit, s1 = round_up(min64(see.hi, c1), unit);
+    memset(to.o, 0, (size_t)(x->width * w) * sizeof(float));
     for (int64_t i = 0; i < w; i++) {
         to.top[i] = -INFINITY;
         to.sum[i] = 0;
     }
-    for (int64_t j = s0 / 2 * 2, e; j < s1; j = e) {
+    for (int64_t j = s0, e; j < s1; j = e) {
         e = min64(s1, (j / ATTENTION_KEYS + 1) * ATTENTION_KEYS);
         const int64_t m = e - j;
         const struct block scores = {.depth = du, .a_row = du, .a_step = 1, .b_row = w, .c_row = w};
-        const struct block values = {.depth = words(type, m), .a_row = 1, .a_step = x->width, .b_row = w, .c_row = w};
+        const struct block values = {
+            .depth = words(type, m), .a_row = step.row, .a_step = step.step, .b_row = w, .c_row = w};
         const float *keys, *along;
         find_keys(type, p, x, b, kv, j, &keys, &along);
         block_product(pairs, m, w, scores, keys, q, s, NULL);
@@ -198,6 +190,7 @@ static void attention_task(void *context, int64_t begin, int64_t end) {
         job->status = EN_NO_MEMORY;
         return;
     }
+    begin_blocks(p);
     for (int64_t task = begin; task < end; task++) {
         const int64_t head = task % job->heads, b = head / p->hkv, kv = head % p->hkv;
         const int64_t chunk = job->chunks - 1 - task / job->heads;
@@ -209,7 +202,7 @@ static void attention_task(void *context, int64_t begin, int64_t end) {
         void *space = en_scratch(EN_SCRATCH_A, keys_bytes(p, slots));
         if (!space) {
             job->status = EN_NO_MEMORY;
-            return;
+            break;
         }
         struct attention_keys keys = no_keys(p, first, slots, space);
         for (int64_t block = end_block - 1; block >= begin_block; block--) {
@@ -219,6 +212,7 @@ static void attention_task(void *context, int64_t begin, int64_t end) {
             finish_rows(p, b, kv, r, n, sums);
         }
     }
+    end_blocks(p);
 }
 
 /* One block of rows, many keys: a piece of the keys, of all heads in turn, because these lie side by side. */
@@ -232,12 +226,14 @@ static void attention_piece(void *context, int64_t begin, int64_t end) {
         job->status = EN_NO_MEMORY;
         return;
     }
+    begin_blocks(p);
     for (int64_t task = begin; task < end; task++) {
         const int64_t head = task % job->heads, piece = task / job->heads, s0 = piece * ATTENTION_PIECE;
         struct attention_keys keys = no_keys(p, s0, 1, space);
         attend(p, head / p->hkv, head % p->hkv, 0, n, s0, s0 + ATTENTION_PIECE, &keys,
                sums_at(p, job->partial + (head * job->chunks + piece) * sums_floats(p, w), w), work);
     }
+    end_blocks(p);
 }
 
 static void merge_pieces(const struct attention_job *job, int64_t head) {

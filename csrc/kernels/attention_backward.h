@@ -23,12 +23,13 @@ enum {
     GRADIENT_TASKS = 16,       /* wanted, where a chunk keeps */
     GRADIENT_CHUNK_ROWS = 256, /* this many rows */
 };
-_Static_assert(ATTENTION_KEYS % GRADIENT_KEYS == 0 && GRADIENT_KEYS % 2 == 0, "a packed block holds whole ones");
+_Static_assert(ATTENTION_KEYS % GRADIENT_KEYS == 0 && GRADIENT_KEYS % TILE_K == 0 && ATTENTION_ROWS % TILE_K == 0,
+               "a packed block holds whole ones, and they whole tiles");
 
 /* A task's operands and sums over the keys of its kv head; those of a block begin when it first meets it. */
 struct gradient_keys {
     float *k, *v;   /* (keys, words of d) */
-    float *k_along; /* (words of keys, width) */
+    float *k_along; /* a block's (words of keys, width), either way round (`along`) */
     float *dk, *dv; /* (keys, width) */
     char *met;      /* a block of ATTENTION_KEYS each */
 };
@@ -46,56 +47,55 @@ static int64_t sum_floats(const struct en_attention *p) {
 WORD void meet_keys(enum en_dtype type, const struct en_attention *p, struct gradient_keys *x, int64_t b, int64_t kv,
                     int64_t block) {
     const int64_t j = block * ATTENTION_KEYS, n = min64(ATTENTION_KEYS, p->s - j);
-    const int64_t du = words(type, p->d), width = whole_vectors(p->d);
+    const int64_t du = words(type, p->d), width = whole_vectors(p->d), sums = round_up(n, key_unit(type)) * width;
     void *row[ATTENTION_KEYS];
     if (x->met[block]) return;
     x->met[block] = 1;
     key_rows(p, &p->k, b, kv, j, n, row);
     pack_rows(type, p->d, n, (const void *const *)row, x->k + j * du, du);
-    pack_along(type, p->d, n, (const void *const *)row, x->k_along + words(type, j) * width, width);
+    pack_keys_along(type, p->d, n, (const void *const *)row, x->k_along + words(type, j) * width, width);
     key_rows(p, &p->v, b, kv, j, n, row);
     pack_rows(type, p->d, n, (const void *const *)row, x->v + j * du, du);
-    memset(x->dk + j * width, 0, (size_t)(n * width) * sizeof(float));
-    memset(x->dv + j * width, 0, (size_t)(n * width) * sizeof(float));
+    memset(x->dk + j * width, 0, (size_t)sums * sizeof(float));
+    memset(x->dv + j * width, 0, (size_t)sums * sizeof(float));
 }
+
+/* Lanes of n rows: their words, as k of dk and dv, are whole too. */
+WORD int64_t gradient_lanes(enum en_dtype type, int64_t n) { return round_up(n, in_tiles(type) ? TILE_K : VL); }
 
 /* What a task has of a block of rows; w: lanes, width: elements of a row in whole vectors. */
 struct gradient_rows {
     float *q, *g;             /* (words of d, w): operands b of the scores */
     float *q_along, *g_along; /* (words of rows, width): operands b of dk and dv */
-    float *dq;                /* (d, w) */
+    float *dq;                /* (width, w) */
     float *shift, *dot;       /* (w,): -lse in powers of two, D */
-    float *s, *ds;            /* (GRADIENT_KEYS + 1, w): scores, weights; their gradients */
-    float *ds_along;          /* (words of GRADIENT_KEYS + 1, w) */
-    float *ones;              /* (w or width,) */
+    float *s, *ds;            /* (GRADIENT_KEYS, w): scores, weights; their gradients */
+    float *ds_along;          /* (words of GRADIENT_KEYS, w) */
 };
 
 static int64_t rows_floats(const struct en_attention *p) {
     const int64_t w = ATTENTION_ROWS, width = whole_vectors(p->d);
-    return (2 * words(p->type, p->d) + p->d + 2 + 3 * (GRADIENT_KEYS + 1)) * w + 2 * words(p->type, w) * width +
-           max64(w, width);
+    return (2 * words(p->type, p->d) + width + 2 + 3 * GRADIENT_KEYS) * w + 2 * words(p->type, w) * width;
 }
 
 static struct gradient_rows rows_at(const struct en_attention *p, float *at) {
     const int64_t w = ATTENTION_ROWS, width = whole_vectors(p->d), du = words(p->type, p->d);
-    const int64_t along = words(p->type, w) * width, keys = (GRADIENT_KEYS + 1) * w;
+    const int64_t along = words(p->type, w) * width, keys = GRADIENT_KEYS * w;
     struct gradient_rows x = {.q = at};
     x.g = x.q + du * w;
     x.q_along = x.g + du * w;
     x.g_along = x.q_along + along;
     x.dq = x.g_along + along;
-    x.shift = x.dq + p->d * w;
+    x.shift = x.dq + width * w;
     x.dot = x.shift + w;
     x.s = x.dot + w;
     x.ds = x.s + keys;
     x.ds_along = x.ds + keys;
-    x.ones = x.ds_along + keys;
-    for (int64_t i = 0; i < max64(w, width); i++) x.ones[i] = 1;
     return x;
 }
 
-/* Scores s and gradients of weights ds, (m,w), become weights and gradients of scores: operands a in place, the latter
- * also an operand b. */
+/* Scores s and gradients of weights ds, (m,w), m even, become weights and gradients of scores: operands a in place, the
+ * latter also an operand b. */
 WORD void weigh_gradients(enum en_dtype type, int64_t m, int64_t w, float scale, const struct gradient_rows *x) {
     const vf factor = v_set(scale * log2_e);
     for (int64_t j = 0; j < m; j += 2)
@@ -105,7 +105,7 @@ WORD void weigh_gradients(enum en_dtype type, int64_t m, int64_t w, float scale,
             const vf a = v_exp2(v_fma(v_load(s + v), factor, shift));
             const vf b = v_exp2(v_fma(v_load(s + w + v), factor, shift));
             const vf c = v_mul(a, v_sub(v_load(ds + v), dot));
-            const vf e = j + 1 < m ? v_mul(b, v_sub(v_load(ds + w + v), dot)) : v_zero();
+            const vf e = v_mul(b, v_sub(v_load(ds + w + v), dot));
             store_rows(type, s, s + w, v, a, b);
             store_rows(type, ds, ds + w, v, c, e);
             if (in_pairs(type)) store_along(type, x->ds_along + v, j, w, c, e);
@@ -132,7 +132,9 @@ WORD void gradient_statistics(enum en_dtype type, const struct en_attention *p, 
 WORD void gradients_as(enum en_dtype type, const struct en_attention *p, int64_t b, int64_t kv, int64_t r, int64_t n,
                        struct gradient_keys *keys, const struct gradient_rows *x) {
     const int pairs = in_pairs(type);
-    const int64_t d = p->d, du = words(type, d), w = whole_vectors(n), width = whole_vectors(d);
+    const int64_t d = p->d, du = words(type, d), w = gradient_lanes(type, n), width = whole_vectors(d);
+    const int64_t unit = key_unit(type);
+    const struct along step = along(type, width);
     void *q_row[ATTENTION_ROWS], *g_row[ATTENTION_ROWS], *row[ATTENTION_ROWS];
     const void *const *const q = (const void *const *)q_row, *const *const g = (const void *const *)g_row;
     query_rows(p, &p->q, b, kv, r, n, q_row);
@@ -143,18 +145,19 @@ WORD void gradients_as(enum en_dtype type, const struct en_attention *p, int64_t
     pack_columns(type, d, n, g, x->g, w);
     pack_along(type, d, n, q, x->q_along, width);
     pack_along(type, d, n, g, x->g_along, width);
-    memset(x->dq, 0, (size_t)(d * w) * sizeof(float));
+    memset(x->dq, 0, (size_t)(width * w) * sizeof(float));
     struct sight see;
     look(p, b, r, n, w, &see);
     for (int64_t i = n; i < w; i++) see.to[i] = see.all_hi = 0; /* lanes beyond the rows weigh nothing */
-    for (int64_t j = see.lo / 2 * 2, e; j < see.hi; j = e) {
-        e = min64(see.hi, (j / GRADIENT_KEYS + 1) * GRADIENT_KEYS);
-        const int64_t m = e - j;
+    for (int64_t j = see.lo / unit * unit, e; j < see.hi; j = e) {
+        e = min64(round_up(see.hi, unit), (j / GRADIENT_KEYS + 1) * GRADIENT_KEYS);
+        const int64_t m = e - j, at = j / ATTENTION_KEYS * ATTENTION_KEYS; /* of a packed block */
+        const float *keys_along = keys->k_along + words(type, at) * width + words(type, j - at) * step.step;
         const struct block scores = {.depth = du, .a_row = du, .a_step = 1, .b_row = w, .c_row = w};
         const struct block over_rows = {
-            .depth = words(type, n), .a_row = w, .a_step = 1, .b_row = width, .c_row = width};
+            .depth = words(type, n), .a_row = w, .a_step = 1, .b_row = width, .c_row = width, .add = 1};
         const struct block over_keys = {
-            .depth = words(type, m), .a_row = 1, .a_step = width, .b_row = w, .c_row = w};
+            .depth = words(type, m), .a_row = step.row, .a_step = step.step, .b_row = w, .c_row = w, .add = 1};
         meet_keys(type, p, keys, b, kv, j / ATTENTION_KEYS);
         block_product(pairs, m, w, scores, keys->k + j * du, x->q, x->s, NULL);
         block_product(pairs, m, w, scores, keys->v + j * du, x->g, x->ds, NULL);
@@ -163,10 +166,9 @@ WORD void gradients_as(enum en_dtype type, const struct en_attention *p, int64_t
             hide(&see, j, m, w, 0, x->ds);
         }
         weigh_gradients(type, m, w, p->scale, x);
-        block_product(pairs, m, width, over_rows, x->s, x->g_along, keys->dv + j * width, x->ones);
-        block_product(pairs, m, width, over_rows, x->ds, x->q_along, keys->dk + j * width, x->ones);
-        block_product(pairs, d, w, over_keys, keys->k_along + words(type, j) * width, pairs ? x->ds_along : x->ds,
-                      x->dq, x->ones);
+        block_product(pairs, m, width, over_rows, x->s, x->g_along, keys->dv + j * width, NULL);
+        block_product(pairs, m, width, over_rows, x->ds, x->q_along, keys->dk + j * width, NULL);
+        block_product(pairs, d, w, over_keys, keys_along, pairs ? x->ds_along : x->ds, x->dq, NULL);
     }
     query_rows(p, &p->dq, b, kv, r, n, row);
     for (int64_t i = 0; i < w; i++) x->dot[i] = p->scale;
@@ -253,6 +255,7 @@ static void chunk_task(void *context, int64_t begin, int64_t end) {
         return;
     }
     const struct gradient_rows x = rows_at(p, work);
+    begin_blocks(p);
     for (int64_t task = begin; task < end; task++) {
         const int64_t head = task / job->chunks, chunk = task % job->chunks, b = head / p->hkv, kv = head % p->hkv;
         struct gradient_keys keys = {.k = operands, .met = chunk_met(job, head, chunk)};
@@ -273,6 +276,7 @@ static void chunk_task(void *context, int64_t begin, int64_t end) {
             write_keys(p, head, block, &from, keys.met[block]);
         }
     }
+    end_blocks(p);
 }
 
 static en_status attention_backward(const struct en_attention *p) {

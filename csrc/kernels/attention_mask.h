@@ -94,6 +94,16 @@ static int64_t attention_threads(const struct en_attention *p) {
     return gemm_threads(2.0 * (double)p->b * (double)p->h * (double)p->t * (double)p->s * (double)p->d);
 }
 
+/* Around a task's products of blocks, which may need their engine's means. */
+static void begin_blocks(const struct en_attention *p) {
+    const struct engine *e = p->type == EN_BF16 ? EN_BF16_ENGINE : NULL;
+    if (e && e->begin) e->begin();
+}
+static void end_blocks(const struct en_attention *p) {
+    const struct engine *e = p->type == EN_BF16 ? EN_BF16_ENGINE : NULL;
+    if (e && e->end) e->end();
+}
+
 /* A call: tasks, what they share, and whether one failed. */
 struct attention_job {
     const struct en_attention *p;

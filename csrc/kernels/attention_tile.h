@@ -3,46 +3,57 @@
  * Operands are packed into words of 32 bits. A word is a float or, where arrays are bf16 and the level multiplies
  * those, a pair of neighbours along k, so that one tile serves both: words of a are broadcast, those of b lie across
  * lanes. n is a multiple of VL.
+ *
+ * A level with tiles (EN_BF16_BLOCKS) gives them its pairs. Tiles come whole: k is filled up with zeros (`words`), in
+ * both operands, since 0 · NaN is NaN; c has room for whole ones; words of a row of a lie side by side.
  */
 #ifndef EN_ATTENTION_TILE_H
 #define EN_ATTENTION_TILE_H
 
 #include "gemm.h"
 
-#ifdef EN_FAST_BF16_DOT
-WORD int in_pairs(enum en_dtype type) { return type == EN_BF16; }
-WORD vf word_fma(const int pairs, vf a, vf b, vf c) {
-    return pairs ? v_dot_bf16(v_bits(a), v_bits(b), c) : v_fma(a, b, c);
-}
+#ifdef EN_BF16_BLOCKS
+enum { TILED = 1, PAIRED = 1 };
+#elif defined EN_FAST_BF16_DOT
+enum { TILED = 0, PAIRED = 1 };
 #else
-WORD int in_pairs(enum en_dtype type) {
-    (void)type;
-    return 0;
-}
-WORD vf word_fma(const int pairs, vf a, vf b, vf c) {
-    (void)pairs;
-    return v_fma(a, b, c);
-}
+enum { TILED = 0, PAIRED = 0 };
 #endif
 
-/* Words that hold n elements. */
-WORD int64_t words(enum en_dtype type, int64_t n) { return in_pairs(type) ? (n + 1) / 2 : n; }
+enum {
+    ATTENTION_KEYS = 128, /* of a block */
+    TILE_K = 32,          /* elements of a tile along k */
+};
+
+/* Are words of arrays of this type pairs, and multiplied by tiles? */
+WORD int in_pairs(enum en_dtype type) { return PAIRED && type == EN_BF16; }
+WORD int in_tiles(enum en_dtype type) { return TILED && type == EN_BF16; }
+
+/* Words that hold n elements of k. */
+WORD int64_t words(enum en_dtype type, int64_t n) {
+    return in_tiles(type) ? round_up(n, TILE_K) / 2 : in_pairs(type) ? (n + 1) / 2 : n;
+}
+
+/* Keys come in multiples of this; those beyond the last are zero, and hidden. */
+WORD int64_t key_unit(enum en_dtype type) { return in_tiles(type) ? TILE_K : 2; }
 
 WORD int64_t whole_vectors(int64_t n) { return round_up(n, VL); }
 
 /* A tile of c: vectors across; rows, of tiles as wide as that and of narrower ones. Sums fill the registers. */
 enum { TILE_WIDTH = VL == 8 ? 2 : 4, TILE_ROWS = 6, NARROW_ROWS = 8 };
 
-struct block { /* of words: how many along k, and steps */
-    int64_t depth;
-    int64_t a_row, a_step;
-    int64_t b_row, c_row;
-};
+WORD vf word_fma(const int pairs, vf a, vf b, vf c) {
+#ifdef EN_FAST_BF16_DOT
+    if (pairs) return v_dot_bf16(v_bits(a), v_bits(b), c);
+#endif
+    (void)pairs;
+    return v_fma(a, b, c);
+}
 
-/* keep: NULL, or a factor for each column of c, which is then added to */
 WORD void block_tile(const int pairs, const int w, const int h, const struct block *q, const float *a, const float *b,
                      float *c, const float *keep) {
     const int64_t a_row = q->a_row, a_step = q->a_step, b_row = q->b_row, c_row = q->c_row;
+    const int add = q->add;
     vf acc[NARROW_ROWS][TILE_WIDTH];
 #pragma GCC unroll 8
     for (int i = 0; i < h; i++)
@@ -64,7 +75,11 @@ WORD void block_tile(const int pairs, const int w, const int h, const struct blo
 #pragma GCC unroll 4
         for (int v = 0; v < w; v++) {
             float *at = c + i * c_row + v * VL;
-            v_store(at, keep ? v_fma(v_load(at), v_load(keep + v * VL), acc[i][v]) : acc[i][v]);
+            if (keep)
+                acc[i][v] = v_fma(v_load(at), v_load(keep + v * VL), acc[i][v]);
+            else if (add)
+                acc[i][v] = v_add(v_load(at), acc[i][v]);
+            v_store(at, acc[i][v]);
         }
 }
 
@@ -107,6 +122,12 @@ static const block_tile_fn *const block_tiles[2][5] = {
 /* A panel of b stays in the first cache while the rows of a pass by. Strips of both are as even as can be. */
 static void block_product(int pairs, int64_t m, int64_t n, struct block q, const float *a, const float *b, float *c,
                           const float *keep) {
+#ifdef EN_BF16_BLOCKS
+    if (pairs) {
+        EN_BF16_BLOCKS(m, n, &q, a, b, c, keep);
+        return;
+    }
+#endif
     int64_t panels = ceil_div(n / VL, TILE_WIDTH);
     for (int64_t j = 0, w; j < n; j += w * VL, panels--) {
         w = ceil_div((n - j) / VL, panels);

@@ -11,8 +11,8 @@
 
 enum { NR = NV * VL };
 
-/* Steps of k: of a packed panel of A, or where a_row isn't 0, of rows that lie in place, their words a_row apart; and of
- * a panel of B, b_row words from a step to the next. */
+/* Steps of k: of a packed panel of A, or where a_row isn't 0, of rows that lie in place, their words a_row apart; and
+ * of a panel of B, b_row words from a step to the next. */
 struct segment {
     int64_t steps;
     const float *a, *b;
@@ -35,6 +35,20 @@ struct engine {
     tile_fn tile;
     void (*begin)(void), (*end)(void); /* around a thread's calls of tile; or NULL */
 };
+
+/* A product of blocks that lie in rows, as attention has them (kernels/attention_tile.h), in words. A level with tiles
+ * for pairs writes a block_fn and names it EN_BF16_BLOCKS: n and depth are then multiples of 16, a_step is 1, and rows
+ * of a and c exist, whatever they hold, up to a multiple of 16. */
+struct block {
+    int64_t depth;         /* along k */
+    int64_t a_row, a_step; /* from a row of a to the next, from a k to the next */
+    int64_t b_row, c_row;
+    int add; /* to what c holds */
+};
+
+/* c (m,n) = a·b, or added to c; keep: NULL, or a factor for each column of c, which is then multiplied and added to. */
+typedef void (*block_fn)(int64_t m, int64_t n, const struct block *q, const float *a, const float *b, float *c,
+                         const float *keep);
 
 /* A word of A, which may be a pair of bf16 where it lies. */
 typedef float word __attribute__((may_alias));

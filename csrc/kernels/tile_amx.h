@@ -2,8 +2,8 @@
  *
  * Tiles 0 to 3 are the sums, 2 by 2 of 16 x 16 floats; 4 and 5 two tiles of A, 6 and 7 two of B: a load for every
  * product. A packed tile of A is 16 rows of 16 words, pairs of k, one kilobyte; B has kernels/pack.h's layout, a step a
- * row, which is what the instruction wants. K stays in the sums for as many steps as the engine allows, so C is visited
- * once for most layers.
+ * row, which is what the instruction wants. The sums of up to 896 of k, and a quarter more where the rest is short, are
+ * made in tiles; where k is longer, C is visited again for every further block.
  *
  * tdpbf16ps takes denormals for 0 and rounds to nearest even whatever MXCSR says. It sums the even k of its 32 and the
  * odd ones apart, each product added with one rounding, then adds both to the sum that was there.
@@ -25,30 +25,34 @@ enum { A_NEAR = 36 << 8 };
 
 /* Eight whole tiles. A constant in memory, loaded by hand: to gcc 12's _tile_loadconfig it has 8 bytes, and stores to
  * the others vanish. */
-static const struct {
+static const struct tile_config {
     uint8_t palette, start_row, reserved[14];
     uint16_t row_bytes[16];
     uint8_t rows[16];
 } tile_config = {1, 0, {0}, {64, 64, 64, 64, 64, 64, 64, 64}, {ROWS, ROWS, ROWS, ROWS, ROWS, ROWS, ROWS, ROWS}};
 
+#ifndef EN_SOFTWARE_TILES
+static void load_tile_config(const struct tile_config *config) { __asm__ volatile("ldtilecfg %0" ::"m"(*config)); }
+#endif
+
 /* Around a thread's work with tiles. They are never left configured: another library may have a configuration of its
  * own, and the system saves 8 KB a switch for a thread that holds tiles. */
-static void begin_tiles(void) { __asm__ volatile("ldtilecfg %0" ::"m"(tile_config)); }
+static void begin_tiles(void) { load_tile_config(&tile_config); }
 static void end_tiles(void) { _tile_release(); }
 
-/* Sums in tiles += a·b over `steps`. near: a stays in L1, or else passes by once like b; b_near: so does b. */
-WORD void sum_tiles(const int tall, const int wide, const int a_near, const int b_near, const float *a, const float *b,
-                    int64_t b_row, int64_t steps) {
-    const int64_t a_step = tall ? 2 * TILE_WORDS : TILE_WORDS, b_step = ROWS * b_row;
-    for (; steps > 0; steps -= ROWS, a += a_step, b += b_step) {
+/* Sums in tiles += a·b over `steps`. Rows of a are a_row words apart, a_step from one tile along k to the next. near: a
+ * stays in L1, or else passes by once, by streaming loads; b_near: so does b. */
+WORD void sum_tiles(const int tall, const int wide, const int a_near, const int b_near, const float *a, int64_t a_row,
+                    int64_t a_step, const float *b, int64_t b_row, int64_t steps) {
+    for (; steps > 0; steps -= ROWS, a += a_step, b += ROWS * b_row) {
         if (b_near)
             _tile_loadd(6, b, b_row * 4);
         else
             _tile_stream_loadd(6, b, b_row * 4);
         if (a_near)
-            _tile_loadd(4, a, 64);
+            _tile_loadd(4, a, a_row * 4);
         else
-            _tile_stream_loadd(4, a, 64);
+            _tile_stream_loadd(4, a, a_row * 4);
         _tile_dpbf16ps(0, 4, 6);
         if (wide) {
             if (b_near)
@@ -59,19 +63,18 @@ WORD void sum_tiles(const int tall, const int wide, const int a_near, const int 
         }
         if (tall) {
             if (a_near)
-                _tile_loadd(5, a + TILE_WORDS, 64);
+                _tile_loadd(5, a + ROWS * a_row, a_row * 4);
             else
-                _tile_stream_loadd(5, a + TILE_WORDS, 64);
+                _tile_stream_loadd(5, a + ROWS * a_row, a_row * 4);
             _tile_dpbf16ps(2, 5, 6);
             if (wide) _tile_dpbf16ps(3, 5, 7);
         }
     }
 }
 
-/* c (16 or 32, 16 or 32) = or += the sum over the segments of a·b */
-WORD void whole_tiles(const int tall, const int wide, const struct segment *s, int count, float *c, int64_t c_row,
-                      int accumulate) {
-    const int64_t stride = c_row * 4, rows = tall ? 2 * ROWS : ROWS;
+/* The sums begin: with c (16 or 32, 16 or 32), or with 0. */
+WORD void begin_sums(const int tall, const int wide, int accumulate, const float *c, int64_t c_row) {
+    const int64_t stride = c_row * 4;
     __asm__ volatile("" ::: "memory"); /* gcc's tile loads don't say that they read memory */
     if (accumulate) {
         _tile_loadd(0, c, stride);
@@ -84,16 +87,28 @@ WORD void whole_tiles(const int tall, const int wide, const struct segment *s, i
         if (tall) _tile_zero(2);
         if (tall && wide) _tile_zero(3);
     }
-    for (int64_t room = A_NEAR / rows; count > 0; count--, s++) { /* room: steps that still fit */
-        const int64_t near = min64(s->steps, room / ROWS * ROWS);
-        sum_tiles(tall, wide, 1, 0, s->a, s->b, s->b_row, near);
-        sum_tiles(tall, wide, 0, 0, s->a + near * rows, s->b + near * s->b_row, s->b_row, s->steps - near);
-        room -= near;
-    }
+}
+
+WORD void store_sums(const int tall, const int wide, float *c, int64_t c_row) {
+    const int64_t stride = c_row * 4;
     _tile_stored(0, c, stride);
     if (wide) _tile_stored(1, c + ROWS, stride);
     if (tall) _tile_stored(2, c + ROWS * c_row, stride);
     if (tall && wide) _tile_stored(3, c + ROWS * c_row + ROWS, stride);
+}
+
+/* c (16 or 32, 16 or 32) = or += the sum over the segments of a·b */
+WORD void whole_tiles(const int tall, const int wide, const struct segment *s, int count, float *c, int64_t c_row,
+                      int accumulate) {
+    const int64_t rows = tall ? 2 * ROWS : ROWS, a_step = ROWS * rows;
+    begin_sums(tall, wide, accumulate, c, c_row);
+    for (int64_t room = A_NEAR / rows; count > 0; count--, s++) { /* room: steps that still fit */
+        const int64_t near = min64(s->steps, room / ROWS * ROWS), far = s->steps - near;
+        sum_tiles(tall, wide, 1, 0, s->a, ROWS, a_step, s->b, s->b_row, near);
+        sum_tiles(tall, wide, 0, 0, s->a + near * rows, ROWS, a_step, s->b + near * s->b_row, s->b_row, far);
+        room -= near;
+    }
+    store_sums(tall, wide, c, c_row);
 }
 
 /* c (h,width): rows that fill no tile go through a buffer. */
@@ -165,18 +180,50 @@ static const struct engine amx_engine = {
     .pack_a = pack_tiles, .tile = tile_amx, .begin = begin_tiles, .end = end_tiles};
 #define EN_BF16_ENGINE (&amx_engine)
 
+/* ATTENTION'S BLOCKS: c (16 or 32, 16 or 32) of them. All of a block's operands stay in L1 or close to it. */
+WORD void tiles_of_block(const int tall, const int wide, const struct block *q, const float *a, const float *b,
+                         float *c, const float *keep) {
+    for (int64_t i = 0; keep && i < (tall ? 2 * ROWS : ROWS); i++)
+        for (int64_t v = 0; v < (wide ? 2 * ROWS : ROWS); v += VL) {
+            float *at = c + i * q->c_row + v;
+            v_store(at, v_mul(v_load(at), v_load(keep + v)));
+        }
+    begin_sums(tall, wide, keep || q->add, c, q->c_row);
+    sum_tiles(tall, wide, 1, 1, a, q->a_row, ROWS, b, q->b_row, q->depth);
+    store_sums(tall, wide, c, q->c_row);
+}
+
+static void block_amx(int64_t m, int64_t n, const struct block *q, const float *a, const float *b, float *c,
+                      const float *keep) {
+    for (int64_t j = 0; j < n; j += 2 * ROWS)
+        for (int64_t i = 0; i < m; i += 2 * ROWS) {
+            const float *at = a + i * q->a_row, *some = keep ? keep + j : NULL;
+            float *to = c + i * q->c_row + j;
+            if (m - i > ROWS && n - j > ROWS)
+                tiles_of_block(1, 1, q, at, b + j, to, some);
+            else if (m - i > ROWS)
+                tiles_of_block(1, 0, q, at, b + j, to, some);
+            else if (n - j > ROWS)
+                tiles_of_block(0, 1, q, at, b + j, to, some);
+            else
+                tiles_of_block(0, 0, q, at, b + j, to, some);
+        }
+}
+#define EN_BF16_BLOCKS block_amx
+
 /* FLOP/s of the calling thread: the 2 x 2 loop, fed from L1 with random numbers in [1/2, 1) of either sign, since a
  * core that multiplies zeros clocks higher. */
 enum { PEAK_STEPS = 8 * ROWS, AMX_PASSES = 256 };
 
 static double amx_peak(double seconds) {
-    _Alignas(64) uint32_t operands[2][PEAK_STEPS * 2 * ROWS]; /* 16 KB each */
+    enum { WORDS = PEAK_STEPS * 2 * ROWS };
+    _Alignas(64) uint32_t operands[2 * WORDS]; /* a, then b: 16 KB each */
     _Alignas(64) float sums[TILE_WORDS];
-    const float *a = (const float *)operands[0], *b = (const float *)operands[1];
+    const float *a = (const float *)operands, *b = a + WORDS;
     uint32_t state = 1;
-    for (size_t i = 0; i < sizeof operands / sizeof state; i++) {
+    for (int i = 0; i < 2 * WORDS; i++) {
         state ^= state << 13, state ^= state >> 17, state ^= state << 5; /* xorshift32 */
-        operands[0][i] = (state & 0x807f807fu) | 0x3f003f00u;
+        operands[i] = (state & 0x807f807fu) | 0x3f003f00u;
     }
     int64_t passes = 0, elapsed, start = en_now();
     begin_tiles();
@@ -186,7 +233,8 @@ static double amx_peak(double seconds) {
         _tile_zero(1);
         _tile_zero(2);
         _tile_zero(3);
-        for (int pass = 0; pass < AMX_PASSES; pass++) sum_tiles(1, 1, 1, 1, a, b, 2 * ROWS, PEAK_STEPS);
+        for (int pass = 0; pass < AMX_PASSES; pass++)
+            sum_tiles(1, 1, 1, 1, a, ROWS, 2 * TILE_WORDS, b, 2 * ROWS, PEAK_STEPS);
         _tile_stored(3, sums, 64);
         passes += AMX_PASSES;
         elapsed = en_now() - start;

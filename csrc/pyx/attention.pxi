@@ -50,8 +50,8 @@ cdef cnp.ndarray heads_into(object x, cnp.ndarray like, str op, str name):
     token, batch = cnp.PyArray_STRIDE(a, 1), cnp.PyArray_STRIDE(a, 0)
     if (not lie_in_heads(a) or (cnp.PyArray_DIM(a, 1) > 1 and token < row)
             or (cnp.PyArray_DIM(a, 0) > 1 and batch < token * (cnp.PyArray_DIM(a, 1) - 1) + row)):
-        raise ShapeError(f"{op}: {name} is written in place: heads must be contiguous and tokens apart, its strides are "
-                         f"{(<object>a).strides}")
+        raise ShapeError(f"{op}: {name} is written in place: heads must be contiguous and tokens apart, its strides "
+                         f"are {(<object>a).strides}")
     return a
 
 

@@ -54,6 +54,7 @@ def native(missing: list[str]) -> dict[str, Any]:
         "cpu": cpu.get("model") or cpu.get("vendor"),
         "isa": backend.isa(),
         "available_isas": list(backend.available_isas()),
+        "software_tiles": cpu.get("software_tiles"),
         "threads": backend.get_num_threads(),
         "cores": cpu.get("cores"),
         "peaks": in_billions(backend.cpu.peaks()),
@@ -107,12 +108,18 @@ def gpu() -> str:
     return "an NVIDIA driver is here, but this version computes on the CPU only" if found else "none"
 
 
+def kernels(facts: dict[str, Any]) -> str:
+    """The level in use and those there are; a build for tests that only imitates one says so."""
+    note = "; a build for tests: amx by tiles made in software, slow" if facts.get("software_tiles") else ""
+    return f"{facts.get('isa')} (this CPU offers {', '.join(facts.get('available_isas', ()))}{note})"
+
+
 def show(facts: dict[str, Any], missing: list[str]) -> None:
     rows = {
         "entrenar": f"{facts['entrenar']}, Python {facts['python']} ({facts['executable']})",
         "system": facts["system"],
         "CPU": f"{facts.get('cpu')}, {facts.get('cores')} cores",
-        "kernels": f"{facts.get('isa')} (this CPU offers {', '.join(facts.get('available_isas', ()))})",
+        "kernels": kernels(facts),
         "threads": f"{facts.get('threads')} (ENTRENAR_THREADS sets it)",
         "at most": limits(facts.get("peaks")),
         "memory": f"{facts['memory_gb']['total']} GB, {facts['memory_gb']['available']} GB available",

@@ -189,6 +189,15 @@ def test_doctor_says_what_is_missing_and_how_to_get_it(
 
 
 @pytest.mark.tier1
+def test_doctor_tells_a_build_that_imitates_amx() -> None:
+    from entrenar.cli import doctor
+
+    facts = {"isa": "avx512", "available_isas": ["amx", "avx512"], "software_tiles": False}
+    assert doctor.kernels(facts) == "avx512 (this CPU offers amx, avx512)"
+    assert "software" in doctor.kernels({**facts, "software_tiles": True})
+
+
+@pytest.mark.tier1
 def test_doctor_without_the_native_core(monkeypatch: pytest.MonkeyPatch) -> None:
     from entrenar.cli import doctor
 

@@ -51,6 +51,12 @@ def test_a_level_that_the_cpu_lacks_is_a_usage_error():
         cpu._set_isa("sse")
 
 
+def test_tiles_made_in_software_are_never_a_default():
+    info = backend.cpu_info()
+    wanted = [name for name in info["isas"] if name != "amx" or not info["software_tiles"]]
+    assert f"level {wanted[0]} " in python(LEVEL).stdout
+
+
 @pytest.mark.parametrize("count", ["0", "-1", "two", "257", "1.5"])
 def test_a_thread_count_that_can_not_be_is_a_usage_error(count):
     done = python(LEVEL, ENTRENAR_THREADS=count)
