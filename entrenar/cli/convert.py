@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from entrenar.cli.merge import free_place
 from entrenar.cli.output import note, print_json
 from entrenar.cli.settings import option, required
+from entrenar.models.causal_lm import CausalLM
 from entrenar.models.load import load
 
 
@@ -15,22 +17,36 @@ from entrenar.models.load import load
 class Command:
     """Convert between GGUF and a Hugging Face directory (safetensors), and between types of weights.
 
+    With --adapter it is the adapter that is converted, between PEFT's directory and llama.cpp's GGUF.
+
     Quantized weights are expanded to f16.
     """
 
     model: str = required("what to convert: a GGUF file or a Hugging Face directory")
     out: str = required("where it goes: a name ending in .gguf, or a directory")
     dtype: Literal["auto", "f32", "f16", "bf16"] = option("auto", "type of the matrices; auto keeps it")
+    adapter: str | None = option(None, "an adapter of the model: a PEFT directory or a GGUF file, to be converted")
     force: bool = option(False, "replace what is at --out")
     json: bool = option(False, "print one JSON object")
 
     def run(self) -> int:
         out = free_place(self.out, self.force)
         model = load(self.model)
+        if self.adapter is not None:
+            return self._convert_adapter(model, self.adapter, out)
         model.save(out, dtype=self.dtype)
         parameters = model.config.num_parameters()
         if self.json:
             print_json({"out": str(out), "model": self.model, "parameters": parameters, "dtype": self.dtype})
         else:
             note(f"{parameters:,} parameters saved in {out}")
+        return 0
+
+    def _convert_adapter(self, model: CausalLM, adapter: str, out: Path) -> int:
+        model.load_adapter(adapter)
+        model.save_adapter(out)
+        if self.json:
+            print_json({"out": str(out), "model": self.model, "adapter": adapter})
+        else:
+            note(f"adapter saved in {out}")
         return 0

@@ -33,6 +33,8 @@ class Command(RunSettings):
     dropout: float = option(0.0, "chance that an element of the adapter's input is dropped while training")
     target: tuple[str, ...] = option(("all-linear",), "which layers: all-linear, names, or one regular expression")
     rslora: bool = option(False, "the adapter counts alpha / √rank instead")
+    dora: bool = option(False, "DoRA: the length of each row of a weight is trained apart from its direction")
+    modules_to_save: tuple[str, ...] = option((), "modules trained and saved whole: embed_tokens, lm_head, norm …")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -46,9 +48,11 @@ class Command(RunSettings):
                 lora_dropout=self.dropout,
                 target_modules=targets(self.target),
                 use_rslora=self.rslora,
+                use_dora=self.dora,
+                modules_to_save=self.modules_to_save or None,
             )
         except ConfigError as error:
-            raise ConfigError(FLAGS[error.field], error.reason) from None
+            raise ConfigError(FLAGS.get(error.field, error.field), error.reason) from None
 
     def build(self) -> CausalLM:
         return load(self.model, dtype=self.dtype).add_lora(self.lora_config(), seed=self.seed)

@@ -54,11 +54,23 @@ class Optimizer(ABC):
         if len({id(tensor) for tensor in self.params.values()}) < len(self.params):
             raise ConfigError("params", "holds the same Tensor twice; it would be stepped twice")
         self.lr = number("lr", lr)
+        self._factors: dict[str, float] = {}
         self.steps: dict[str, int] = dict.fromkeys(self.params, 0)
         self.state: dict[str, dict[str, Array]] = {}
 
+    def set_factors(self, factors: Mapping[str, float]) -> None:
+        """Lets these parameters step with a multiple of the learning rate, as LoRA+ does; the others with the rate.
+
+        Raises:
+            ConfigError: there is no such parameter, or a factor is no number of at least 0.
+        """
+        for name in factors:
+            if name not in self.params:
+                raise ConfigError("factors", f"there is no parameter {name!r}")
+        self._factors = {name: number(f"factors[{name}]", factor) for name, factor in factors.items()}
+
     def step(self, lr: float | None = None, scale: float = 1.0) -> None:
-        """Update every parameter that has a gradient, in place, in one native call.
+        """Update every parameter that has a gradient, in place, in one native call for all of one rate.
 
         Args:
             lr: default: the constructor's.
@@ -83,7 +95,12 @@ class Optimizer(ABC):
                 self.state[name] = {slot: np.zeros(shape, dtype) for slot, (shape, dtype) in layout.items()}
             self.steps[name] += 1
             tensor.version += 1  # the tape refuses a backward through values from before this write
-        self._update(list(ready), [tensor.data for tensor in ready.values()], grads, rate, factor)
+        by_rate: dict[float, list[str]] = {}
+        for name in ready:
+            by_rate.setdefault(rate * self._factors.get(name, 1.0), []).append(name)
+        gradient = dict(zip(ready, grads, strict=True))
+        for own, names in by_rate.items():
+            self._update(names, [ready[n].data for n in names], [gradient[n] for n in names], own, factor)
 
     @abstractmethod
     def _layout(self, data: Array) -> Layout:

@@ -50,6 +50,12 @@ class TrainConfig:
     learning_rate: float | None = _setting(
         None, "peak learning rate; by default what suits the model's width (docs/training.md)", above=0
     )
+    loraplus_lr_ratio: float | None = _setting(
+        None, "LoRA+: an adapter's B (and DoRA's magnitude) learns this many times as fast, 16 for example", above=0
+    )
+    loraplus_lr_embedding: float | None = _setting(
+        None, "LoRA+: learning rate of an embedding's adapter (default: 1e-6)", above=0
+    )
     weight_decay: float = _setting(0.0, "decoupled for adamw and adamw_8bit, L2 for adam and sgd")
     adam_beta1: float = _setting(0.9, "decay of Adam's first moment", below=1)
     adam_beta2: float = _setting(0.999, "decay of Adam's second moment", below=1)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 # Peak rate of an adapter at width 2000, and how it falls with the width; all weights together take a tenth of it.
 # Fitted to Llama models by Schulman et al., "LoRA Without Regret" (Thinking Machines Lab, 2025).
 ADAPTER_RATE, FULL_RATE, WIDTH, POWER = 5e-4, 5e-5, 2000, 0.781
+EMBEDDING_RATE = 1e-6  # of an embedding's adapter with LoRA+; PEFT's default
 
 OPTIMIZERS: Mapping[str, Callable[[TrainConfig, Mapping[str, Tensor]], Optimizer]] = {
     "sgd": lambda c, p: SGD(p.items(), _rate(c), c.momentum, c.weight_decay),
@@ -53,7 +54,17 @@ def _adam(kind: type[Adam], c: TrainConfig, parameters: Mapping[str, Tensor]) ->
 
 
 def make_optimizer(config: TrainConfig, parameters: Mapping[str, Tensor]) -> Optimizer:
-    return OPTIMIZERS[config.optimizer](config, parameters)
+    optimizer = OPTIMIZERS[config.optimizer](config, parameters)
+    if config.loraplus_lr_ratio is not None:
+        optimizer.set_factors(_loraplus(config, parameters, config.loraplus_lr_ratio))
+    return optimizer
+
+
+def _loraplus(config: TrainConfig, parameters: Mapping[str, Tensor], ratio: float) -> dict[str, float]:
+    """LoRA+ (arXiv 2402.12354): B and vectors learn faster, an embedding's factors at their own rate, as in PEFT."""
+    embedding = (config.loraplus_lr_embedding or EMBEDDING_RATE) / _rate(config)
+    factors = {name: ratio for name, tensor in parameters.items() if ".lora_B." in name or tensor.ndim == 1}
+    return factors | {name: embedding for name in parameters if ".lora_embedding_" in name}
 
 
 def make_schedule(config: TrainConfig, total_steps: int) -> schedule.Schedule:

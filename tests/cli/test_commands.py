@@ -395,3 +395,36 @@ def test_real_model_prints_the_expected_text(shared_data: Path) -> None:
     command = [sys.executable, "-m", "entrenar.cli", "generate", "--model", str(model), *flags]
     printed = subprocess.run(command, capture_output=True, check=True).stdout
     assert printed == (shared_data / "models/stories260K_expected_greedy.txt").read_bytes()
+
+
+# ---- adapters
+
+
+@pytest.mark.tier2
+def test_variants_train_and_adapters_are_converted(
+    base: Path, text_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--model", base, "--data", text_file, *TRAINING, "--rank", "2", "--loraplus-lr-ratio", "4"]
+    words += ["--modules-to-save", "model.norm"]
+    assert run(capsys, "finetune", *words, "--out", tmp_path / "dora", "--dora", "--rslora")[0] == 0
+    raw = json.loads((tmp_path / "dora/adapter/adapter_config.json").read_text())
+    assert (raw["use_dora"], raw["use_rslora"], raw["modules_to_save"]) == (True, True, ["model.norm"])
+    convert = ["convert", "--model", base, "--adapter"]
+    code, _, err = run(capsys, *convert, tmp_path / "dora/adapter", "--out", tmp_path / "dora.gguf")
+    assert code == 1
+    assert "merge" in err
+
+
+@pytest.mark.tier2
+def test_an_adapter_goes_to_llama_cpp_and_back(
+    base: Path, adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    convert = ["convert", "--model", base, "--adapter"]
+    assert run(capsys, *convert, adapter, "--out", tmp_path / "a.gguf")[0] == 0
+    assert run(capsys, *convert, tmp_path / "a.gguf", "--out", tmp_path / "back")[0] == 0
+    weights = "adapter_model.safetensors"
+    assert (tmp_path / "back" / weights).read_bytes() == (adapter / weights).read_bytes()
+    prompt = ["--prompt", "the cat", "--max-new-tokens", "16"]
+    _, first, _ = run(capsys, "generate", "--model", base, "--adapter", adapter, *prompt)
+    _, second, _ = run(capsys, "generate", "--model", base, "--adapter", tmp_path / "a.gguf", *prompt)
+    assert first == second

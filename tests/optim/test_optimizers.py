@@ -343,3 +343,27 @@ def test_steps_too_small_for_bf16_add_up_and_resume_bit_for_bit() -> None:
     resumed = Tensor(middle, requires_grad=True)
     run(resumed, SGD([("w", resumed)], lr=2.0**-14), 1000)
     assert resumed.data.tobytes() == whole.data.tobytes()
+
+
+def test_factors_multiply_the_rate_of_their_parameters_alone() -> None:
+    """LoRA+'s two rates: the same as two optimizers, and in the state nothing changes."""
+    rng = np.random.default_rng(0)
+    values = {name: rng.standard_normal(7).astype(np.float32) for name in "abc"}
+    tensors = {name: Tensor(v.copy(), requires_grad=True) for name, v in values.items()}
+    alone = {name: Tensor(v.copy(), requires_grad=True) for name, v in values.items()}
+    optimizer = AdamW(tensors.items(), lr=1e-2)
+    optimizer.set_factors({"b": 16.0, "c": 0.5})
+    each = {name: AdamW([(name, tensor)], lr=1e-2) for name, tensor in alone.items()}
+    for _ in range(3):
+        for name in "abc":
+            grad = Tensor(rng.standard_normal(7).astype(np.float32))
+            tensors[name].grad = alone[name].grad = grad
+        optimizer.step(2e-2)
+        for name, factor in (("a", 1.0), ("b", 16.0), ("c", 0.5)):
+            each[name].step(2e-2 * factor)
+    for name in "abc":
+        assert np.array_equal(tensors[name].data, alone[name].data)
+    with pytest.raises(ConfigError, match="no parameter 'd'"):
+        optimizer.set_factors({"d": 1.0})
+    with pytest.raises(ConfigError, match="factors"):
+        optimizer.set_factors({"a": float("nan")})

@@ -1,0 +1,259 @@
+"""Adapters against PEFT and llama.cpp, on stories260K and on tiny models."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import tiny_models as tiny
+from support import need_oracle
+
+import entrenar as en
+from entrenar import LoraConfig, no_grad
+
+pytestmark = pytest.mark.oracle
+
+ALL = "all-linear"
+LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+VARIANTS = {
+    "lora": LoraConfig(r=4, lora_alpha=6, target_modules=ALL),
+    "rslora": LoraConfig(r=4, lora_alpha=6, target_modules=ALL, use_rslora=True, rank_pattern={"o_proj": 9}),
+    "patterns": LoraConfig(r=4, target_modules=ALL, rank_pattern={r"layers\.1\..*q_proj": 2},
+                           alpha_pattern={"up_proj": 3}),
+    "dora": LoraConfig(r=4, lora_alpha=6, target_modules=[*LINEAR, "lm_head"], use_dora=True),
+    "embedding": LoraConfig(r=4, lora_alpha=6, target_modules=["q_proj", "embed_tokens", "lm_head"]),
+    "whole": LoraConfig(r=4, target_modules=["q_proj"], modules_to_save=["embed_tokens", "lm_head", "input_layernorm"]),
+}  # fmt: skip
+IDS = np.random.default_rng(0).integers(0, 33, (2, 11))
+
+
+def randomize(model, seed=7, size=0.2):
+    rng = np.random.default_rng(seed)
+    for name, tensor in model.named_parameters():
+        if "lora_B" in name or "lora_embedding_A" in name:
+            tensor.data[...] = size * rng.standard_normal(tensor.shape)
+        elif "lora" not in name or "magnitude" in name:
+            tensor.data[...] *= 1 + 0.3 * rng.random(tensor.shape)
+        tensor.version += 1
+
+
+def peft_model(base, adapter, trainable=True):
+    torch, transformers, peft = need_oracle("torch"), need_oracle("transformers"), need_oracle("peft")
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, attn_implementation="eager")
+    return torch, peft.PeftModel.from_pretrained(model, adapter, is_trainable=trainable)
+
+
+def named(model):
+    """PEFT's trained tensors under our names."""
+    found = {}
+    for name, tensor in model.named_parameters():
+        if tensor.requires_grad:
+            name = name.removeprefix("base_model.model.").replace(".modules_to_save.default", "")
+            name = name.replace("vector.default.weight", "vector").replace(".default", "")
+            found[name] = tensor
+    return found
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_logits_gradients_and_a_short_run_equal_peft_s(tmp_path, variant):
+    need_oracle("peft")
+    name = "llama"
+    tiny.model(name).save(tmp_path / "base")
+    model = tiny.model(name)
+    model.add_lora(VARIANTS[variant])
+    randomize(model)
+    model.save_adapter(tmp_path / "adapter")
+    torch, theirs = peft_model(tmp_path / "base", tmp_path / "adapter")
+    ids = torch.from_numpy(IDS)
+    ours, parameters = dict(model.named_parameters()), named(theirs)
+    swapped = {n: n.endswith("lora_embedding_A") for n in ours}
+    assert ours.keys() == parameters.keys()
+    settings = {"lr": 1e-2, "weight_decay": 0.0}
+    optimizer = en.optim.AdamW(model.named_parameters(), **settings)
+    reference = torch.optim.AdamW(list(parameters.values()), **settings)
+    with no_grad(), torch.no_grad():
+        difference = np.abs(model(IDS).numpy() - theirs(input_ids=ids).logits.numpy()).max()
+    assert difference <= 2e-5
+    for step in range(4):
+        loss, other = model.loss(IDS), theirs(input_ids=ids, labels=ids).loss
+        assert abs(loss.item() - other.item()) <= 1e-5 * (1 + step), step
+        loss.backward()
+        other.backward()
+        if step == 0:
+            for key, tensor in ours.items():
+                want = parameters[key].grad.numpy()
+                want = want.T if swapped[key] else want
+                assert np.abs(tensor.grad.numpy() - want).max() <= 1e-5 + 1e-4 * np.abs(want).max(), key
+        optimizer.step()
+        reference.step()
+        optimizer.zero_grad()
+        reference.zero_grad()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_dora_s_dropout_is_peft_s(tmp_path, monkeypatch):
+    """The same mask in both: everything but W·x reads the dropped input."""
+    need_oracle("peft")
+    tiny.model().save(tmp_path / "base")
+    model = tiny.model()
+    model.add_lora(LoraConfig(r=4, lora_alpha=6, target_modules=["down_proj"], use_dora=True, lora_dropout=0.5))
+    randomize(model)
+    model.save_adapter(tmp_path / "adapter")
+    torch, theirs = peft_model(tmp_path / "base", tmp_path / "adapter")
+    mask = (np.arange(40) % 3 != 0).astype(np.float32) * 2
+    monkeypatch.setattr("entrenar.nn.dora.ops.dropout", lambda x, p: x * en.Tensor(mask))
+    monkeypatch.setattr(torch.nn.Dropout, "forward", lambda self, x: x * torch.from_numpy(mask) if self.p else x)
+    ids = torch.from_numpy(IDS)
+    loss, other = model.train().loss(IDS), theirs.train()(input_ids=ids, labels=ids).loss
+    assert abs(loss.item() - other.item()) <= 1e-5
+    loss.backward()
+    other.backward()
+    parameters = named(theirs)
+    for key, tensor in model.named_parameters():
+        want = parameters[key].grad.numpy()
+        assert np.abs(tensor.grad.numpy() - want).max() <= 1e-5 + 1e-4 * np.abs(want).max(), key
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_adapters_saved_by_peft_load_here(tmp_path):
+    torch, transformers, peft = need_oracle("torch"), need_oracle("transformers"), need_oracle("peft")
+    tiny.model().save(tmp_path / "base")
+    configs = {
+        "dora": {"use_dora": True, "target_modules": LINEAR},
+        "whole": {"target_modules": ["q_proj"], "modules_to_save": ["lm_head", "embed_tokens"]},
+        "embedding": {"target_modules": ["q_proj", "embed_tokens", "lm_head"], "use_rslora": True},
+        "some": {"target_modules": ["q_proj", "up_proj"], "layers_to_transform": [1], "fan_in_fan_out": True},
+    }
+    base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.float32)
+    for name, config in configs.items():
+        settings = peft.LoraConfig(r=4, lora_alpha=6, task_type="CAUSAL_LM", init_lora_weights=False, **config)
+        theirs = peft.get_peft_model(copy.deepcopy(base), settings).eval()
+        with torch.no_grad():
+            for parameter in theirs.parameters():
+                if parameter.requires_grad:
+                    parameter += 0.1 * torch.rand_like(parameter)
+            theirs.save_pretrained(tmp_path / name)
+            want = theirs(input_ids=torch.from_numpy(IDS)).logits.numpy()
+        model = tiny.model()
+        model.load_adapter(tmp_path / name, name=name)
+        with no_grad():
+            got = model(IDS).numpy()
+        assert np.abs(got - want).max() <= 2e-5 * (1 + np.abs(want).max()), name
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_loraplus_groups_and_steps_are_peft_s(tmp_path):
+    """Rates of B and magnitudes ratio times as large, of an embedding's factors a rate of their own."""
+    need_oracle("peft")
+    from peft.optimizers import create_loraplus_optimizer
+
+    from entrenar.train.setup import make_optimizer
+
+    tiny.model().save(tmp_path / "base")
+    for variant in ("dora", "embedding"):
+        model = tiny.model()
+        model.add_lora(VARIANTS[variant])
+        randomize(model)
+        model.save_adapter(tmp_path / variant)
+        torch, theirs = peft_model(tmp_path / "base", tmp_path / variant)
+        config = en.TrainConfig(learning_rate=1e-3, loraplus_lr_ratio=16.0, loraplus_lr_embedding=3e-4)
+        optimizer = make_optimizer(config, dict(model.named_parameters()))
+        reference = create_loraplus_optimizer(
+            theirs, torch.optim.AdamW, lr=1e-3, loraplus_lr_ratio=16.0, loraplus_lr_embedding=3e-4
+        )
+        ids = torch.from_numpy(IDS)
+        for _ in range(3):
+            model.loss(IDS).backward()
+            theirs(input_ids=ids, labels=ids).loss.backward()
+            optimizer.step(1e-3)
+            reference.step()
+            optimizer.zero_grad()
+            reference.zero_grad()
+        parameters = named(theirs)
+        for key, tensor in model.named_parameters():
+            want = parameters[key].detach().numpy()
+            want = want.T if key.endswith("embedding_A") else want
+            assert np.abs(tensor.data - want).max() <= 2e-5, key
+
+
+# ---- llama.cpp ----------------------------------------------------------------------------------------------------
+
+
+def llama_cpp_logprobs(model, prompts, adapter=None):
+    """Next token's log-probabilities (prompts, vocab) by llama.cpp, its cache in f32."""
+    x = need_oracle("xllamacpp")
+    settings = x.CommonParams()
+    settings.model.path, settings.n_ctx, settings.n_parallel, settings.warmup = str(model), 128, 1, False
+    settings.cpuparams.n_threads = 1
+    settings.flash_attn_type = x.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED  # it rounds to f16
+    settings.cache_type_k = settings.cache_type_v = x.ggml_type.GGML_TYPE_F32
+    if adapter is not None:
+        lora = x.CommonAdapterLoraInfo()
+        lora.path, lora.scale = str(adapter), 1.0
+        settings.lora_adapters = [lora]
+    server = x.Server(settings)
+    rows = []
+    for prompt in prompts:
+        answer = server.handle_completions({"prompt": prompt, "n_predict": 1, "n_probs": 512, "temperature": 0.0})
+        (token,) = answer["choices"][0]["logprobs"]["content"]
+        row = np.full(512, np.nan)
+        for entry in token["top_logprobs"]:
+            row[entry["id"]] = entry["logprob"]
+        rows.append(row)
+    return np.array(rows)
+
+
+def logprobs(model, prompts):
+    rows = []
+    with no_grad():
+        for prompt in prompts:
+            x = model(prompt).numpy()[0, -1].astype(np.float64)
+            rows.append(x - x.max() - np.log(np.exp(x - x.max()).sum()))
+    return np.array(rows)
+
+
+PROMPTS = [[1, 403, 407, 261, 378], [1, 350, 270, 443, 411, 419, 262, 300], [1]]
+
+
+@pytest.mark.parametrize("variant", ["lora", "rslora", "patterns", "qv", "embed"])
+def test_llama_cpp_counts_our_gguf_adapter_as_we_do(tmp_path, shared_data, variant):
+    configs = {
+        **VARIANTS, "qv": LoraConfig(r=8, lora_alpha=16),
+        "embed": LoraConfig(r=4, lora_alpha=6, target_modules=["q_proj", "embed_tokens"]),
+    }  # fmt: skip
+    base = shared_data / "models/stories260K.gguf"
+    need_oracle("xllamacpp")
+    model = en.load(base)
+    plain = logprobs(model, PROMPTS)
+    model.add_lora(configs[variant])
+    randomize(model, size=0.02)
+    model.save_adapter(tmp_path / "adapter.gguf")
+    ours, theirs = logprobs(model, PROMPTS), llama_cpp_logprobs(base, PROMPTS, tmp_path / "adapter.gguf")
+    assert np.abs(ours - plain).max() > 0.1
+    assert np.abs(ours - theirs).max() <= 1e-3
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_same_adapter_in_peft_llama_cpp_and_here(tmp_path, shared_data):
+    need_oracle("xllamacpp")
+    need_oracle("peft")
+    base = shared_data / "models/stories260K.gguf"
+    model = en.load(base)
+    model.save(tmp_path / "base")
+    model.add_lora(VARIANTS["lora"])
+    randomize(model, size=0.02)
+    model.save_adapter(tmp_path / "adapter.gguf")
+    back = en.load(base)
+    back.load_adapter(tmp_path / "adapter.gguf")
+    back.save_adapter(tmp_path / "adapter")
+    torch, peft = peft_model(tmp_path / "base", tmp_path / "adapter", trainable=False)
+    theirs = []
+    with torch.no_grad():
+        for prompt in PROMPTS:
+            theirs.append(torch.log_softmax(peft(input_ids=torch.tensor([prompt])).logits[0, -1].double(), -1).numpy())
+    ours = logprobs(model, PROMPTS)
+    assert np.abs(ours - np.array(theirs)).max() <= 1e-3
+    assert np.abs(ours - llama_cpp_logprobs(base, PROMPTS, tmp_path / "adapter.gguf")).max() <= 1e-3
