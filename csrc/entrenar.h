@@ -235,7 +235,7 @@ struct en_packed {
 int64_t en_packed_bytes(enum en_qtype type, int64_t n, int64_t block); /* -1: n does not fill blocks */
 /* Any elements, as floats; the plain way, which defines the bits. */
 void en_packed_read(const struct en_packed *w, int64_t begin, int64_t end, float *y);
-/* `count` rows of `width` elements in the order of ids (NULL: 0, 1, ...), as any en_dtype; EN_BAD_ID beyond n / width. */
+/* `count` rows of `width` elements in the order of ids (NULL: 0, 1, ...), of any en_dtype; EN_BAD_ID from n / width on. */
 en_status en_packed_rows(const struct en_packed *w, int64_t width, int64_t count, const int64_t *ids,
                          enum en_dtype type, void *y);
 /* Values that are to be encoded. */

@@ -90,7 +90,7 @@ def quantize(name, x, block=64):
 def dequantize(name, raw, dtype=np.float32):
     """The values of `raw` (uint8, 1-D), whole blocks of one of ggml's types, as float32, float16 or bfloat16, 1-D.
 
-    Raises ShapeError where `raw` is not a whole number of blocks. NF4 and FP4 are not made of such blocks: `packed_rows`.
+    Raises ShapeError where `raw` is not a whole number of blocks. NF4 and FP4 lie otherwise: `packed_rows`.
     """
     cdef const en_kernels *k = kernels()
     cdef en_qtype type = qtype_of(name, "dequantize")
@@ -99,7 +99,8 @@ def dequantize(name, raw, dtype=np.float32):
         raise UsageError(f"dequantize: {name} is not stored in blocks of its own; packed_rows reads it")
     cdef cnp.ndarray a = stored(raw, f"dequantize {name}")
     if cnp.PyArray_NDIM(a) != 1 or cnp.PyArray_SIZE(a) % codec.bytes:
-        raise ShapeError(f"dequantize {name}: raw of shape {shape_of(a)} is not a row of whole {codec.bytes}-byte blocks")
+        raise ShapeError(f"dequantize {name}: raw of shape {shape_of(a)} is not a row of whole {codec.bytes}-byte "
+                         f"blocks")
     cdef en_dtype target
     cdef cnp.ndarray model = np.empty(0, dtype)
     weight_type(model, f"dequantize {name}", "dtype", &target)
@@ -115,8 +116,8 @@ def dequantize(name, raw, dtype=np.float32):
 def packed_rows(name, raw, int64_t rows, int64_t width, ids=None, dtype=np.float32, block=64):
     """Rows of a stored (rows, width) matrix of any type as (len(ids), width), or all of them, in `dtype`.
 
-    ids: integers, any shape is flattened. Raises ShapeError where `raw` is not what (rows, width) takes, DataError for an id
-    beyond the rows.
+    ids: integers, any shape is flattened. Raises ShapeError where `raw` is not what (rows, width) takes, DataError for
+    an id beyond the rows.
     """
     cdef en_packed w
     w.type = qtype_of(name, "packed_rows")

@@ -1,8 +1,8 @@
 /* What the codecs share: 16-bit floats, rounding as ggml rounds, and the functions of the table in codecs.c.
  *
  * Portable C, compiled once for every level and without contraction: encoding searches for scales by comparing sums of
- * floats, so one operation done otherwise gives other bytes than ggml's. decode_X(raw, y) and encode_X(x, raw) treat one
- * block; raw may be unaligned. Layouts are little-endian; `half` is an IEEE binary16. */
+ * floats, so one operation done otherwise gives other bytes than ggml's. decode_X(raw, y) and encode_X(x, raw) treat
+ * one block; raw may be unaligned. Layouts are little-endian; `half` is an IEEE binary16. */
 #ifndef EN_QUANT_CODEC_H
 #define EN_QUANT_CODEC_H
 

@@ -116,7 +116,7 @@ struct encoding {
     const struct en_codec *codec;
     const struct en_source *source;
     uint8_t *raw;
-    _Atomic int64_t odd, large; /* the first element that is not finite; of a block whose scale is not */
+    _Atomic int64_t odd, large; /* the first element that is not finite; the first of a block too large for its type */
 };
 
 static void note(_Atomic int64_t *first, int64_t i) {
@@ -124,16 +124,19 @@ static void note(_Atomic int64_t *first, int64_t i) {
     while (i < seen && !atomic_compare_exchange_weak(first, &seen, i)) {}
 }
 
+/* Beyond every type's range, and squares of such values would not be finite: fits would then fail unseen. */
+static const float beyond = 1e9f;
+
 static void look_for_odd(void *context, int64_t first, int64_t last) {
     struct encoding *p = context;
     float x[PIECE];
     for (int64_t piece = first; piece < last; piece++) {
         int64_t n = en_source_read(p->source, piece * PIECE, PIECE, x);
-        for (int64_t i = 0; i < n; i++)
-            if (!isfinite(x[i])) {
-                note(&p->odd, piece * PIECE + i);
-                return;
-            }
+        for (int64_t i = 0; i < n; i++) {
+            int64_t at = piece * PIECE + i;
+            if (!isfinite(x[i])) note(&p->odd, at);
+            if (fabsf(x[i]) > beyond && !p->codec->levels) note(&p->large, at - at % p->codec->values);
+        }
     }
 }
 

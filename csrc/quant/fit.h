@@ -1,5 +1,5 @@
-/* Scales for a group of values, as ggml searches them: several are tried, and the one of least squared error (or another
- * measure) is kept. Sums run in order and in float, because the bytes depend on which trial wins. */
+/* Scales for a group of values, as ggml searches them: several are tried, and the one of least squared error (or
+ * another measure) is kept. Sums run in order and in float, because the bytes depend on which trial wins. */
 #ifndef EN_QUANT_FIT_H
 #define EN_QUANT_FIT_H
 

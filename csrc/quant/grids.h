@@ -1,8 +1,7 @@
 /* The grids of ggml's IQ types: which vectors of 8 (iq3: 4) small values a code stands for. A vector is a number whose
  * bit pairs (iq3: bit triples) say from the lowest on which level each value has; iquants.c has the levels.
  *
- * Source: the grids iq2xxs, iq2xs, iq2s, iq3xxs, iq3s and iq1s of ggml-common.h (llama.cpp, MIT), found there by choosing
- * lattice points close to weights of real models. */
+ * Source: the grids iq2xxs, iq2xs, iq2s, iq3xxs, iq3s and iq1s of ggml-common.h (llama.cpp, MIT). */
 #ifndef EN_QUANT_GRIDS_H
 #define EN_QUANT_GRIDS_H
 

@@ -1,4 +1,4 @@
-/* ggml's IQ types of one to three bits, which are only read: 256 values in groups of 32, cut into vectors of 8 (iq3: twice
+/* ggml's IQ types of one to three bits, which are only read: 256 values in groups of 32, cut into vectors of 8 (iq3: of
  * 4) whose values a code takes from a grid (grids.h), with signs apart and scales of few bits.
  *
  *   iq2_xxs  66 bytes: half d; a group: 4 codes, then 4 × 7 bits of signs and 4 bits of scale  d·(scale + ½)/4·grid
@@ -9,8 +9,8 @@
  *                                                                                            d·(2·scale + 1)·grid
  *   iq1_s    50: half d; 32 low bytes of codes; a word a group: 4 × 3 upper bits, 3 of scale, sign of the shift
  *                                                                                d·(2·scale + 1)·(grid ± 1/8)
- *   iq1_m    56: 32 low bytes of codes; 16 of (3 upper bits, sign of the shift) twice; 4 words of 4 × 3 bits of scale for
- *            16 values, whose top nibbles are the half d                                                the same
+ *   iq1_m    56: 32 low bytes of codes; 16 of (3 upper bits, sign of the shift) twice; 4 words of 4 × 3 bits of scale
+ *            for 16 values, whose top nibbles are the half d                                                the same
  *
  * Seven bits of signs have an eighth that makes the number of minuses even. */
 #include "codec.h"

@@ -1,14 +1,14 @@
-/* ggml's K-quants: blocks of 256 values in groups of 16 or 32, each with a scale of few bits and, but for q3_k and q6_k,
- * a minimum; half scales of these scales.
+/* ggml's K-quants: blocks of 256 values in groups of 16 or 32, each with a scale of few bits and, but for q3_k and
+ * q6_k, a minimum; half scales of these scales.
  *
  *   q2_k   84 bytes: 16 × (scale in the low, min in the high nibble); 64 of bit pairs; half d, dmin
- *                                                                            (d·scale)·q - dmin·min
- *   q3_k  110 bytes: 32 of upper bits; 64 of bit pairs; 12 of 6-bit scales; half d                d·(scale - 32)·(q - 4)
- *   q4_k  144 bytes: half d, dmin; 12 of 6-bit (scale, min) for groups of 32; 128 of nibbles      (d·scale)·q - dmin·min
- *   q5_k  176 bytes: half d, dmin; 12; 32 of upper bits; 128 of nibbles                           as q4_k
- *   q6_k  210 bytes: 128 of nibbles; 64 of upper bit pairs; 16 int8 scales; half d                (d·scale)·(q - 32)
+ *                                                                           (d·scale)·q - dmin·min
+ *   q3_k  110 bytes: 32 of upper bits; 64 of bit pairs; 12 of 6-bit scales; half d               d·(scale - 32)·(q - 4)
+ *   q4_k  144 bytes: half d, dmin; 12 of 6-bit (scale, min) for groups of 32; 128 of nibbles     (d·scale)·q - dmin·min
+ *   q5_k  176 bytes: half d, dmin; 12; 32 of upper bits; 128 of nibbles                          as q4_k
+ *   q6_k  210 bytes: 128 of nibbles; 64 of upper bit pairs; 16 int8 scales; half d               (d·scale)·(q - 32)
  *
- * Encoding fits a scale (and a minimum) to each group (fit.c), rounds these to their few bits, then the values to them. */
+ * Encoding fits a scale (and a minimum) to each group (fit.c), rounds these to their few bits, then the values. */
 #include "codec.h"
 #include "fit.h"
 
