@@ -49,6 +49,16 @@ cdef extern from "entrenar.h" nogil:
     cdef enum:
         EN_MAX_TERMS
 
+    cdef struct en_blocks:
+        en_qtype type
+        int64_t values, bytes
+        const uint8_t *raw
+        const float *absmax
+        const uint8_t *codes
+        const float *nested
+        const float *map
+        float offset
+
     cdef struct en_term:
         int64_t k, n, n0
         const void *a
@@ -57,6 +67,8 @@ cdef extern from "entrenar.h" nogil:
         const void *b
         en_dtype b_type
         int64_t b_row, b_col
+        const en_blocks *packed
+        int64_t b_at
 
     cdef struct en_gemm:
         int64_t m, n
@@ -207,6 +219,7 @@ cdef extern from "entrenar.h" nogil:
     en_status en_packed_rows(const en_packed *, int64_t, int64_t, const int64_t *, en_dtype, void *)
     en_status en_quantize(en_qtype, int64_t, const en_source *, uint8_t *)
     en_flat en_flat_layout(int64_t, int64_t, int)
+    float en_dynamic_value(int)
 
     cdef struct en_isa:
         const char *name
@@ -568,6 +581,7 @@ include "pyx/attention.pxi"
 include "pyx/elementwise.pxi"
 include "pyx/layers.pxi"
 include "pyx/optimizers.pxi"
+include "pyx/packed.pxi"
 include "pyx/product.pxi"
 include "pyx/profile.pxi"
 include "pyx/quant.pxi"

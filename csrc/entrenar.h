@@ -39,7 +39,21 @@ struct en_view {
     int64_t stride[EN_MAX_DIMS];
 };
 
-/* One product of a sum: A (m,k) · B (k,n), of any strides, which counts in columns n0 to n0 + n of the result. */
+/* A quantized array as products read it: its blocks and, of NF4 and FP4, their scales, which are absmax[i], or
+ * map[codes[i]] * nested[i / 256] + offset. Floats are aligned. */
+struct en_blocks {
+    enum en_qtype type;
+    int64_t values, bytes; /* of a block, without scales that lie apart */
+    const uint8_t *raw;
+    const float *absmax; /* or NULL */
+    const uint8_t *codes;
+    const float *nested, *map;
+    float offset;
+};
+
+/* One product of a sum: A (m,k) · B (k,n), of any strides, which counts in columns n0 to n0 + n of the result.
+ * B may be packed: its elements are then those of `packed`, the first one b_at; b and b_type mean nothing, and one of the
+ * strides is 1. */
 struct en_term {
     int64_t k, n, n0;
     const void *a;
@@ -48,6 +62,8 @@ struct en_term {
     const void *b;
     enum en_dtype b_type;
     int64_t b_row, b_col;
+    const struct en_blocks *packed; /* or NULL */
+    int64_t b_at;
 };
 
 enum { EN_MAX_TERMS = 8 };

@@ -20,6 +20,15 @@ def _set_isa(name: str) -> None: ...
 def _fail_allocation(n: int) -> None: ...
 def joined(arrays: Sequence[Array]) -> Array | None: ...
 def buffer(shape: Sequence[int], dtype: DTypeLike = ...) -> Array: ...
+
+class Packed:
+    shape: tuple[int, int]
+    ndim: int
+    name: str
+    nbytes: int
+    T: Packed
+    def __init__(self, name: str, raw: NDArray[np.uint8], shape: tuple[int, ...]) -> None: ...
+
 def matmul(
     a: F32,
     b: Array,
@@ -29,7 +38,7 @@ def matmul(
     accumulate: bool = False,
 ) -> F32: ...
 def product(
-    terms: Sequence[tuple[Array, Array] | tuple[Array, Array, int]],
+    terms: Sequence[tuple[Array, Array | Packed] | tuple[Array, Array | Packed, int]],
     out: Array,
     *,
     bias: F32 | None = None,

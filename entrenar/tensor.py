@@ -104,6 +104,20 @@ class Tensor:
         """The data itself, not a copy."""
         return self.data
 
+    # A weight is a Tensor or a QTensor (entrenar/quant); both have the next three.
+
+    def dense(self, dtype: npt.DTypeLike = FLOAT32) -> Array:
+        """The values as `dtype`: the data itself where it is that."""
+        return self.data.astype(dtype, copy=False)
+
+    def rows(self, ids: Array, dtype: npt.DTypeLike = FLOAT32) -> Array:
+        """Rows of a matrix (V, D) by id: (*ids.shape, D), "f32" or bf16. DataError for an id outside 0 … V - 1."""
+        return cpu.embedding(np.ascontiguousarray(self.data), ids, dtype)
+
+    def source_bytes(self) -> Array:
+        """The values as they lie in memory, uint8 (bytes,)."""
+        return np.ascontiguousarray(self.data).reshape(-1).view(np.uint8)
+
     def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> Array:
         return np.array(self.data, dtype=dtype, copy=copy)
 

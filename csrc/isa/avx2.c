@@ -75,8 +75,13 @@ WORD vf v_ldexp(vf a, vf n) {
     return v_mul(v_mul(a, first), second);
 }
 
-WORD vf v_load_u8(const uint8_t *p) {
-    return v_from_int(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p)));
+WORD vi vi_load_u8(const uint8_t *p) { return _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p)); }
+WORD vf v_load_u8(const uint8_t *p) { return v_from_int(vi_load_u8(p)); }
+WORD vi vi_load_nibbles(const uint8_t *p, int64_t i) {
+    int32_t four;
+    memcpy(&four, p + i / 2, 4);
+    const vi low = _mm256_cvtepu8_epi64(_mm_cvtsi32_si128(four)), both = vi_or(low, _mm256_slli_epi64(low, 32));
+    return _mm256_srlv_epi32(both, _mm256_setr_epi32(4, 0, 4, 0, 4, 0, 4, 0));
 }
 WORD void v_store_u8(uint8_t *p, vf a) {
     vi k = v_to_int(a);

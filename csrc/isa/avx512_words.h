@@ -56,8 +56,12 @@ WORD vf v_from_bits(vi a) { return _mm512_castsi512_ps(a); }
 WORD vi v_to_int(vf a) { return _mm512_cvtps_epi32(a); }
 WORD vf v_from_int(vi a) { return _mm512_cvtepi32_ps(a); }
 
-WORD vf v_load_u8(const uint8_t *p) {
-    return v_from_int(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p)));
+WORD vi vi_load_u8(const uint8_t *p) { return _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p)); }
+WORD vf v_load_u8(const uint8_t *p) { return v_from_int(vi_load_u8(p)); }
+WORD vi vi_load_nibbles(const uint8_t *p, int64_t i) {
+    const vi low = _mm512_cvtepu8_epi64(_mm_loadl_epi64((const __m128i *)(p + i / 2)));
+    const vi both = vi_or(low, _mm512_slli_epi64(low, 32));
+    return _mm512_srlv_epi32(both, _mm512_setr_epi32(4, 0, 4, 0, 4, 0, 4, 0, 4, 0, 4, 0, 4, 0, 4, 0));
 }
 WORD void v_store_u8(uint8_t *p, vf a) {
     _mm_storeu_si128((__m128i *)p, _mm512_cvtusepi32_epi8(_mm512_max_epi32(v_to_int(a), vi_set(0))));

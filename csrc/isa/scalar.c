@@ -72,7 +72,9 @@ WORD vf v_ldexp(vf a, vf n) {
     return a * v_from_bits(vi_shl(half + 127, 23)) * v_from_bits(vi_shl(k - half + 127, 23));
 }
 
+WORD vi vi_load_u8(const uint8_t *p) { return *p; }
 WORD vf v_load_u8(const uint8_t *p) { return *p; }
+WORD vi vi_load_nibbles(const uint8_t *p, int64_t i) { return p[i / 2] >> (i % 2 ? 0 : 4); }
 WORD void v_store_u8(uint8_t *p, vf a) { *p = a > 0 ? a < 255 ? (uint8_t)rintf(a) : 255 : 0; }
 WORD vf v_lookup(const float table[16], vi index) { return table[index & 15]; }
 

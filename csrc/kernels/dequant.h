@@ -12,6 +12,7 @@
 #include <string.h>
 
 #include "convert.h"
+#include "strided.h"
 
 static inline float half_at(const uint8_t *p) {
     uint16_t bits;

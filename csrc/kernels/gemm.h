@@ -38,6 +38,30 @@ static void pack_a_rows(const struct plan *q, int64_t first, int64_t last, float
     }
 }
 
+/* Columns of a packed B and a piece of k, in patches that are decoded and then laid out: along k the columns of a panel,
+ * along columns several panels. Every element is decoded once, but for blocks that a patch's edge cuts in two. */
+static void pack_unpacked(const struct plan *q, const struct piece *piece, struct columns c, float *dst) {
+    _Alignas(64) float patch[PATCH_LINES * PATCH_ROW];
+    const int pairs = q->e->pairs, each = pairs ? 2 : 1;
+    const struct en_term *t = &q->p->term[piece->term];
+    const struct operand all = b_of(t), b = operand_at(&all, c.j0 - t->n0, piece->k0);
+    const int64_t columns = c.j1 - c.j0, lines = pairs ? PATCH_LINES : PATCH_LINES / 2;
+    for (int64_t k0 = 0, some; k0 < piece->k; k0 += some) {
+        some = b.k == 1 ? patch_run(&b, k0) / each * each : lines;
+        some = min64(some, piece->k - k0);
+        const int64_t step = k0 / each, steps = k0 + some == piece->k ? piece->steps - step : some / each;
+        for (int64_t j0 = 0, wide; j0 < columns; j0 += wide) {
+            wide = min64(b.k == 1 ? NR : round_up(patch_run(&b, j0), NR), columns - j0);
+            const struct operand from = operand_at(&b, j0, k0), dense = unpack(pairs, &from, wide, some, patch);
+            for (int64_t j = j0; j < j0 + wide; j += NR) {
+                const int64_t n = min64(NR, columns - j), width = panel_width(n);
+                const struct operand at = operand_at(&dense, j - j0, 0);
+                pack(pairs, dst + j * piece->steps + step * width, width, &at, n, some, steps);
+            }
+        }
+    }
+}
+
 /* Columns of B and one block of k: piece by piece, panel by panel. */
 static void pack_b_columns(const struct plan *q, const struct k_block *kb, struct columns c, float *dst) {
     const int pairs = q->e->pairs, each = pairs ? 2 : 1;
@@ -46,7 +70,8 @@ static void pack_b_columns(const struct plan *q, const struct k_block *kb, struc
         const struct en_term *t = &q->p->term[piece->term];
         const struct operand b = b_of(t);
         const int64_t most = b.k == 1 ? piece->k : PACK_K;
-        for (int64_t k0 = 0; k0 < piece->k; k0 += most)
+        if (b.packed) pack_unpacked(q, piece, c, dst);
+        for (int64_t k0 = 0; k0 < piece->k && !b.packed; k0 += most)
             for (int64_t j = c.j0; j < c.j1; j += NR) {
                 const int64_t n = min64(NR, c.j1 - j), width = panel_width(n), some = min64(most, piece->k - k0);
                 const int64_t step = k0 / each, steps = k0 + some == piece->k ? piece->steps - step : some / each;
@@ -137,12 +162,12 @@ static struct ahead look_ahead(const struct plan *q, const struct k_block *kb, s
         if (kb->piece[i].k > most->k) most = &kb->piece[i];
     const struct operand all = b_of(&q->p->term[most->term]);
     const struct operand b = operand_at(&all, c.j0 - q->p->term[most->term].n0, most->k0);
-    const int64_t size = type_size(b.type), n = c.j1 - c.j0;
-    x.row = b.data;
+    const int64_t n = c.j1 - c.j0;
+    x.row = b.packed ? stored_at(b.packed, b.at) : b.data;
     if (b.k == 1)
-        x.rows = n, x.stride = b.row * size, x.bytes = most->k * size;
+        x.rows = n, x.stride = bytes_of(&b, b.row), x.bytes = bytes_of(&b, most->k);
     else if (b.row == 1)
-        x.rows = most->k, x.stride = b.k * size, x.bytes = n * size;
+        x.rows = most->k, x.stride = bytes_of(&b, b.k), x.bytes = bytes_of(&b, n);
     x.lines = ceil_div(x.rows * (x.bytes / 64 + 1), tiles);
     return x;
 }
@@ -291,7 +316,10 @@ static en_status gemm_deep(const struct en_gemm *p, const struct engine *e, int6
             const int64_t k0 = k_cut(e, all->k, cuts[t], c0), k1 = k_cut(e, all->k, cuts[t], c1);
             x->k = k1 - k0;
             x->a = element(all->a_type, all->a, k0 * all->a_col);
-            x->b = element(all->b_type, all->b, k0 * all->b_row);
+            if (x->packed)
+                x->b_at = all->b_at + k0 * all->b_row;
+            else
+                x->b = element(all->b_type, all->b, k0 * all->b_row);
         }
         struct plan q = make_plan(&part, e);
         status = gemm_planned(&q);

@@ -24,7 +24,17 @@ struct operand {
     enum en_dtype type;
     const void *data;
     int64_t row, k; /* strides */
+    const struct en_blocks *packed; /* where its numbers are quantized, and data is not used: kernels/unpack.h */
+    int64_t at;                     /* the first of them */
 };
+
+static inline struct operand a_of(const struct en_term *t) {
+    return (struct operand){.type = t->a_type, .data = t->a, .row = t->a_row, .k = t->a_col};
+}
+static inline struct operand b_of(const struct en_term *t) {
+    return (struct operand){
+        .type = t->b_type, .data = t->b, .row = t->b_col, .k = t->b_row, .packed = t->packed, .at = t->b_at};
+}
 
 #ifdef EN_BF16_DOT
 /* VL pairs of consecutive elements, rounded to bf16 where they aren't; 0 from the nth element on. */
@@ -114,7 +124,9 @@ static void pack(const int pairs, float *dst, int64_t width, const struct operan
 
 /* o from (row, k) on */
 static inline struct operand operand_at(const struct operand *o, int64_t row, int64_t k) {
-    return (struct operand){o->type, element(o->type, o->data, row * o->row + k * o->k), o->row, o->k};
+    const int64_t by = row * o->row + k * o->k;
+    if (o->packed) return (struct operand){.row = o->row, .k = o->k, .packed = o->packed, .at = o->at + by};
+    return (struct operand){.type = o->type, .data = element(o->type, o->data, by), .row = o->row, .k = o->k};
 }
 
 #endif

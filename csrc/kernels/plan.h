@@ -70,13 +70,6 @@ static inline int64_t k_cut(const struct engine *e, int64_t k, int64_t cuts, int
     return min64(k, step_cut(e, steps_of(e, k), cuts, i) * (e->pairs ? 2 : 1));
 }
 
-static inline struct operand a_of(const struct en_term *t) {
-    return (struct operand){t->a_type, t->a, t->a_row, t->a_col};
-}
-static inline struct operand b_of(const struct en_term *t) {
-    return (struct operand){t->b_type, t->b, t->b_col, t->b_row};
-}
-
 /* A block of k: pieces of terms that are summed in registers together. */
 struct piece {
     int term;
@@ -155,7 +148,7 @@ static inline int rows_in_place(const struct engine *e, const struct en_term *t)
 
 /* Does the tile read B where it lies, n columns of it? */
 static inline int in_place(const struct plan *q, const struct en_term *t, int64_t n) {
-    return !q->e->pairs && t->b_type == EN_F32 && t->b_col == 1 && q->p->m <= FEW_ROWS && n == panel_width(n);
+    return !q->e->pairs && !t->packed && t->b_type == EN_F32 && t->b_col == 1 && q->p->m <= FEW_ROWS && n == panel_width(n);
 }
 
 /* Threads that this much work deserves. */

@@ -8,6 +8,7 @@
 #define EN_SKINNY_H
 
 #include "tile.h"
+#include "unpack.h"
 
 #ifdef EN_BF16_DOT
 enum { BF16_DOT = 1 };
@@ -30,6 +31,7 @@ struct skinny {
     float *c;
     int64_t c_few, c_many;
     int accumulate;
+    _Atomic int *status;
 };
 
 /* DOTS: DOT_N of w at a time, each read once, against DOT_M of x. */
@@ -178,6 +180,27 @@ SKINNY(dots)
 SKINNY(rows)
 #undef SKINNY
 
+/* The same where w is packed: DOT_N rows of it at a time are decoded, for all of x. */
+static void unpacked_dots_range(void *context, int64_t begin, int64_t end) {
+    const struct skinny *all = context;
+    const int pairs = BF16_DOT && all->pairs;
+    const int64_t row = round_up(all->k, 2 * VL), size = pairs ? 2 : 4;
+    char *dense = en_scratch(EN_SCRATCH_B, (size_t)(DOT_N * row * size));
+    if (!dense) {
+        *all->status = EN_NO_MEMORY;
+        return;
+    }
+    for (int64_t j = begin; j < end; j += DOT_N) {
+        struct skinny q = *all;
+        const int64_t n = min64(DOT_N, end - j);
+        for (int64_t i = 0; i < n; i++)
+            decode_run(pairs, q.w.packed, q.w.at + (j + i) * q.w.row, q.k, dense + i * row * size);
+        q.w = (struct operand){.type = pairs ? EN_BF16 : EN_F32, .data = dense, .row = row, .k = 1};
+        q.c += j * q.c_many;
+        dots_range(&q, 0, n);
+    }
+}
+
 /* Words of x (few,k), one row after the other: packed as a panel and turned, unless they lie so already. */
 static int skinny_x(struct skinny *q, const struct operand *x, int pairs) {
     q->steps = pairs ? (q->k + 1) / 2 : q->k;
@@ -189,7 +212,7 @@ static int skinny_x(struct skinny *q, const struct operand *x, int pairs) {
     float *words = en_scratch(EN_SCRATCH_A, (size_t)(q->few * q->x_row + q->steps * width + 2 * VL) * sizeof(float));
     if (!words) return 0;
     float *panel = words + q->few * q->x_row + VL;
-    const struct operand turned = {EN_F32, panel, width, 1};
+    const struct operand turned = {.type = EN_F32, .data = panel, .row = width, .k = 1};
     pack(pairs, panel, width, x, q->few, q->k, q->steps);
     pack(0, words, q->x_row, &turned, q->steps, q->few, q->few);
 #ifdef EN_BF16_DOT
@@ -201,16 +224,17 @@ static int skinny_x(struct skinny *q, const struct operand *x, int pairs) {
 }
 
 static inline int few_rows(int64_t m, const struct en_term *t) {
-    return m <= SKINNY_ROWS && (t->b_row == 1 || t->b_col == 1);
+    return m <= SKINNY_ROWS && (t->b_row == 1 || (t->b_col == 1 && !t->packed));
 }
 static inline int few_columns(int64_t m, const struct en_term *t, int pairs) {
-    return m > SKINNY_ROWS && t->n <= (pairs ? SKINNY_PAIRS : SKINNY_COLUMNS) && t->a_col == 1 && t->k >= 4 * VL;
+    return m > SKINNY_ROWS && !t->packed && t->n <= (pairs ? SKINNY_PAIRS : SKINNY_COLUMNS) && t->a_col == 1 && t->k >= 4 * VL;
 }
 
 /* c (m, c_row) = or += the term, which has few_rows or few_columns */
 static en_status skinny_term(const struct en_term *t, int64_t m, int pairs, float *c, int64_t c_row, int accumulate) {
-    const struct operand a = {t->a_type, t->a, t->a_row, t->a_col}, b = {t->b_type, t->b, t->b_col, t->b_row};
-    struct skinny q = {.pairs = pairs, .k = t->k, .c = c + t->n0, .accumulate = accumulate};
+    const struct operand a = a_of(t), b = b_of(t);
+    _Atomic int status = EN_OK;
+    struct skinny q = {.pairs = pairs, .k = t->k, .c = c + t->n0, .accumulate = accumulate, .status = &status};
     if (few_columns(m, t, pairs)) {
         q.few = t->n, q.c_few = 1, q.many = m, q.c_many = c_row, q.w = a;
         if (!skinny_x(&q, &b, pairs)) return EN_NO_MEMORY;
@@ -219,11 +243,13 @@ static en_status skinny_term(const struct en_term *t, int64_t m, int pairs, floa
         if (!skinny_x(&q, &a, pairs && b.k == 1)) return EN_NO_MEMORY;
     }
     const int64_t grain = GEMM_GRAIN / max64(q.few * q.k, 1) + 1;
-    if (q.w.k == 1)
+    if (q.w.packed)
+        en_parallel_for(q.many, grain, unpacked_dots_range, &q);
+    else if (q.w.k == 1)
         en_parallel_for(q.many, grain, dots_range, &q);
     else
         en_parallel_for(q.many, round_up(grain, NR), rows_range, &q);
-    return EN_OK;
+    return (en_status)status;
 }
 
 #endif

@@ -73,6 +73,7 @@ def matmul(a, b, bint trans_a=False, bint trans_b=False, out=None, bint accumula
         batch.ndim -= 1
     t.n = p.n
     t.n0 = 0
+    t.packed = NULL
     t.a = cnp.PyArray_DATA(pa)
     t.a_type = EN_F32
     t.b = cnp.PyArray_DATA(pb)
@@ -118,7 +119,8 @@ def product(terms, out, *, bias=None, residual=None, bint accumulate=False):
     """out (m, n) = the sum of its terms' products + bias + residual, summed in f32 and rounded once.
 
     terms: up to eight of (a, b) or (a, b, n0): a (m, k) times b (k, w), which counts in columns n0 to n0 + w of out (n0
-    is 0 by default); k may differ between terms. a and b are float32, bfloat16 or float16 and may have any strides.
+    is 0 by default); k may differ between terms. a and b are float32, bfloat16 or float16 and may have any strides; b
+    may be a Packed matrix, or the transpose of one.
     out: float32 or bfloat16, columns contiguous, any row stride; overwritten, or with accumulate added to. bias (n,)
     f32. residual (m, n) of out's type, columns contiguous; it may be out. Where the first a is bfloat16 and
     `fast_bf16()`, all operands are rounded to bfloat16 and multiplied as such, denormals as 0; else they are widened to
@@ -129,6 +131,7 @@ def product(terms, out, *, bias=None, residual=None, bint accumulate=False):
     cdef en_term *t
     cdef en_dtype kind
     cdef cnp.ndarray a, b, c, r
+    cdef Packed w
     cdef double flops = 0, traffic = 0
     cdef int size
     c = rows(out, &p.c_type, "out")
@@ -147,13 +150,27 @@ def product(terms, out, *, bias=None, residual=None, bint accumulate=False):
     for i, term in enumerate(terms):
         t = &p.term[i]
         a = matrix(term[0], &t.a_type, "a")
-        b = matrix(term[1], &t.b_type, "b")
         t.k = cnp.PyArray_DIM(a, 1)
-        t.n = cnp.PyArray_DIM(b, 1)
         t.n0 = term[2] if len(term) > 2 else 0
-        if (cnp.PyArray_DIM(a, 0) != p.m or cnp.PyArray_DIM(b, 0) != t.k or t.n0 < 0 or t.n0 > p.n
-                or t.n > p.n - t.n0):
-            raise ShapeError(f"product: term {i} is {shape_of(a)} times {shape_of(b)} at column {t.n0}, "
+        if isinstance(term[1], Packed):
+            w = term[1]
+            b = w.bytes
+            shape = w.shape
+            t.packed = &w.matrix
+            t.b_at = 0
+            t.b_type = EN_F32
+            t.b_row, t.b_col = (1, shape[0]) if w.transposed else (shape[1], 1)
+        else:
+            b = matrix(term[1], &t.b_type, "b")
+            shape = shape_of(b)
+            t.packed = NULL
+            size = 4 if t.b_type == EN_F32 else 2
+            t.b = cnp.PyArray_DATA(b)
+            t.b_row = cnp.PyArray_STRIDE(b, 0) // size
+            t.b_col = cnp.PyArray_STRIDE(b, 1) // size
+        t.n = shape[1]
+        if cnp.PyArray_DIM(a, 0) != p.m or shape[0] != t.k or t.n0 < 0 or t.n0 > p.n or t.n > p.n - t.n0:
+            raise ShapeError(f"product: term {i} is {shape_of(a)} times {shape} at column {t.n0}, "
                              f"out has shape {shape_of(c)}")
         if np.may_share_memory(c, a, 1000) or np.may_share_memory(c, b, 1000):
             raise UsageError(f"product: out overlaps an operand of term {i}")
@@ -161,13 +178,9 @@ def product(terms, out, *, bias=None, residual=None, bint accumulate=False):
         flops += 2.0 * p.m * t.n * t.k
         traffic += bytes_of(a) + bytes_of(b)
         t.a = cnp.PyArray_DATA(a)
-        t.b = cnp.PyArray_DATA(b)
         size = 4 if t.a_type == EN_F32 else 2
         t.a_row = cnp.PyArray_STRIDE(a, 0) // size
         t.a_col = cnp.PyArray_STRIDE(a, 1) // size
-        size = 4 if t.b_type == EN_F32 else 2
-        t.b_row = cnp.PyArray_STRIDE(b, 0) // size
-        t.b_col = cnp.PyArray_STRIDE(b, 1) // size
     p.bias = NULL
     if bias is not None:
         b = contiguous(bias, "product", "bias", 1)

@@ -58,7 +58,7 @@ class Command:
     )
     memory_budget: str | None = option(None, "memory that a step may take, such as 2GB; layers are recomputed for it")
     optimizer: Literal["adamw", "adamw_8bit", "adam", "sgd"] = option("adamw", "optimizer, as for training")
-    quant: str | None = option(None, "4-bit weights; not in this version")
+    quant: str | None = option(None, "type to quantize the linear layers to, such as nf4 or q4_0")
     steps: int = option(8, "steps that count, after two that don't")
     seed: int = option(0, "of weights and tokens")
     profile: str | None = option(None, "write a trace of two more steps here, for ui.perfetto.dev")
@@ -68,8 +68,8 @@ class Command:
     def __post_init__(self) -> None:
         if (self.preset is None) == (self.model is None):
             raise UsageError("give either --preset or --model")
-        if self.quant is not None:
-            raise ConfigError("quant", f"{self.quant!r}: this version keeps weights in 32 or 16 bit")
+        if self.quant is not None and self.full:
+            raise UsageError("--quant: quantized weights are frozen; --full trains all of them")
         for name, least in (("batch_size", 1), ("seq_len", 2), ("steps", 1), ("seed", 0)):
             if getattr(self, name) < least:
                 raise ConfigError(name, f"{getattr(self, name)} must be at least {least}")
@@ -95,12 +95,13 @@ class Command:
     def build(self) -> CausalLM:
         """The model, ready to train."""
         if self.model is not None:
-            model = load(self.model, dtype=self.dtype)
+            model = load(self.model, quant=self.quant, dtype=self.dtype)
         else:
             dtype = self.dtype
-            if dtype == "auto" and not self.full and backend.cpu.fast_bf16():
+            if dtype == "auto" and not self.full and self.quant is None and backend.cpu.fast_bf16():
                 dtype = "bf16"
-            model = CausalLM.from_config(ModelConfig.preset(self.preset or ""), seed=self.seed, dtype=dtype)
+            shape = ModelConfig.preset(self.preset or "")
+            model = CausalLM.from_config(shape, seed=self.seed, dtype=dtype, quant=self.quant)
         if not self.full:
             config = LoraConfig(r=self.rank, lora_alpha=2 * self.rank, target_modules="all-linear")
             model.add_lora(config, seed=self.seed)
@@ -152,6 +153,7 @@ class Command:
             "batch_size": self.batch_size,
             "seq_len": self.seq_len,
             "dtype": self.dtype,
+            "quant": self.quant,
             "arithmetic": kind,
             "optimizer": self.optimizer,
             "cpu": backend.cpu_info()["model"],

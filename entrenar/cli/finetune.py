@@ -1,4 +1,4 @@
-"""``entrenar finetune``: LoRA on a model of your own."""
+"""``entrenar finetune``: LoRA on a model of your own, which may be quantized (QLoRA)."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ FLAGS = {"r": "rank", "lora_alpha": "alpha", "lora_dropout": "dropout", "target_
 class Command(RunSettings):
     """Teach a model with a low-rank adapter (LoRA); its own weights stay as they are.
 
+    A GGUF file's quantized weights are trained on as they are; --quant quantizes those of a 16-bit model (QLoRA).
     The run's directory gets checkpoints, metrics.jsonl, a loss curve and, in adapter/, the adapter in PEFT's format.
     """
 
@@ -28,6 +29,7 @@ class Command(RunSettings):
     dtype: Literal["auto", "f32", "f16", "bf16", "mixed"] = option(
         "auto", "f32: weights and arithmetic; bf16 and f16: weights; auto: weights as stored, bf16 where that is fast"
     )
+    quant: str | None = option(None, "quantize the linear layers while loading: nf4, fp4, q4_0, q4_k and so on")
     rank: int = option(16, "rank of the adapter, 1 to 512")
     alpha: float = option(32.0, "the adapter counts alpha / rank")
     dropout: float = option(0.0, "chance that an element of the adapter's input is dropped while training")
@@ -55,7 +57,7 @@ class Command(RunSettings):
             raise ConfigError(FLAGS.get(error.field, error.field), error.reason) from None
 
     def build(self) -> CausalLM:
-        return load(self.model, dtype=self.dtype).add_lora(self.lora_config(), seed=self.seed)
+        return load(self.model, quant=self.quant, dtype=self.dtype).add_lora(self.lora_config(), seed=self.seed)
 
     def save(self, model: CausalLM, out: Path) -> Path:
         model.save_adapter(out / "adapter")

@@ -21,6 +21,8 @@ from entrenar.nn.layers import Embedding, Linear
 from entrenar.nn.lora import EMBEDDING, HEAD, LoraConfig
 from entrenar.nn.low_rank import Factors, LowRank, LowRankTable, combined
 from entrenar.nn.module import Module
+from entrenar.ops.parts import Weight
+from entrenar.quant import QTensor
 from entrenar.tensor import Tensor
 
 Adaptable: TypeAlias = Linear | Embedding
@@ -61,7 +63,7 @@ class Adapted(Module):
         self.adapters: dict[str, Adapter] = {}
         self.training = True
         self._active: dict[str, float] = {}  # name -> how much it counts
-        self._own: dict[str, Tensor] = {}  # the model's weights that others stand in for now
+        self._own: dict[str, Weight] = {}  # the model's weights that others stand in for now
 
     # ---- layers and weights ---------------------------------------------------------------------------------------
 
@@ -79,7 +81,9 @@ class Adapted(Module):
 
     def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
         """The trainable weights under Hugging Face's and PEFT's paths (``….q_proj.lora_A.weight``)."""
-        yield from ((name, weight) for name, weight in self.named_weights() if weight.requires_grad)
+        for name, weight in self.named_weights():
+            if isinstance(weight, Tensor) and weight.requires_grad:
+                yield name, weight
         for path, module in self.adaptable():
             if module.lora is not None:
                 named = ((f"{path}.{kind}", tensor) for kind, tensor in module.lora.named())
@@ -144,7 +148,8 @@ class Adapted(Module):
         self._require_free(name)
         self.set_adapter([])
         for _, weight in self.named_weights():
-            weight.requires_grad = False
+            if isinstance(weight, Tensor):
+                weight.requires_grad = False
         self.adapters[name] = adapter
         self.set_adapter(name)
 
@@ -231,24 +236,24 @@ class Adapted(Module):
     def _copies(self, config: LoraConfig) -> dict[str, Tensor]:
         """Trainable f32 copies of the weights of ``modules_to_save``."""
         weights = {
-            path: [(f"{path}.{kind}", t) for kind, t in vars(module).items() if isinstance(t, Tensor)]
+            path: [(f"{path}.{kind}", t) for kind, t in vars(module).items() if isinstance(t, Tensor | QTensor)]
             for path, module in self.named_modules()
         }
         for wanted in config.modules_to_save or ():
             if not any(found and (path == wanted or path.endswith(f".{wanted}")) for path, found in weights.items()):
                 raise AdapterError(f"modules_to_save: no module with weights is named {wanted!r}")
         return {
-            name: Tensor(weight.data.astype(np.float32), requires_grad=True)
+            name: Tensor(np.array(weight.dense(), np.float32), requires_grad=True)
             for path, found in weights.items() if config.saves(path) for name, weight in found
         }  # fmt: skip
 
-    def _replace(self, whole: Mapping[str, Tensor]) -> None:
+    def _replace(self, whole: Mapping[str, Weight]) -> None:
         """Puts whole weights in the places of the model's own, which come back where they are not replaced now."""
         modules = dict(self.named_modules())
 
-        def put(name: str, weight: Tensor) -> Tensor:
+        def put(name: str, weight: Weight) -> Weight:
             path, _, kind = name.rpartition(".")
-            own: Tensor = getattr(modules[path], kind)
+            own: Weight = getattr(modules[path], kind)
             setattr(modules[path], kind, weight)
             return own
 
@@ -261,7 +266,7 @@ class Adapted(Module):
     def merge_adapter(self) -> dict[str, Factors]:
         """Adds what acts into the weights and takes all adapters off.
 
-        A 16-bit weight is added to in f32 and rounded once.
+        A 16-bit weight is added to in f32 and rounded once; a packed one becomes f16 before.
 
         Returns:
             The factors by path, for `unmerge_adapter`.
@@ -273,11 +278,16 @@ class Adapted(Module):
         whole = {n: weight for name in self._active for n, weight in self.adapters[name].saved.items()}
         for path, module in self.adaptable():
             if path in factors:
-                _write(module.weight, factors[path].merged(module.weight.data.astype(np.float32, copy=False)))
+                _write(_writable(module), factors[path].merged(module.weight.dense()))
         self.unload_adapter()
         weights = dict(self.named_weights())
-        for name, weight in whole.items():
-            _write(weights[name], weight.data)
+        for name, saved in whole.items():
+            own = weights[name]
+            if isinstance(own, Tensor):
+                _write(own, saved.data)
+            else:
+                self._replace({name: Tensor(saved.dense(np.float16))})
+                self._own = {}
         return factors
 
     def active_factors(self) -> dict[str, Factors]:
@@ -305,7 +315,7 @@ class Adapted(Module):
         for path, module in self.adaptable():
             if path in factors:
                 back = factors[path].times(-1.0)
-                _write(module.weight, back.merged(module.weight.data.astype(np.float32, copy=False)))
+                _write(_writable(module), back.merged(module.weight.dense()))
         self.attach(Adapter(config, dict(factors)))
 
     # ---- files ----------------------------------------------------------------------------------------------------
@@ -347,6 +357,13 @@ class Adapted(Module):
             self.set_adapter(active)
             raise
         self.attach(adapter, name)
+
+
+def _writable(module: Adaptable) -> Tensor:
+    """The layer's weight as one that can be written to: a packed one becomes f16."""
+    if isinstance(module.weight, QTensor):
+        module.weight = Tensor(module.weight.dense(np.float16))
+    return module.weight
 
 
 def _write(weight: Tensor, values: NDArray[Any]) -> None:

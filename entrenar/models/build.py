@@ -10,9 +10,10 @@ from entrenar.models.storage import Empty, Rows
 from entrenar.nn.attention import Attention, Sizes
 from entrenar.nn.layers import Embedding, Linear, RMSNorm
 from entrenar.nn.mlp import GatedMlp
+from entrenar.ops.parts import Weight
 from entrenar.tensor import Tensor
 
-Take = Callable[[str, tuple[int, ...], Empty], Tensor]
+Take = Callable[[str, tuple[int, ...], Empty], Weight]
 
 
 def build(spec: ModelSpec, take: Take) -> tuple[Decoder, Linear]:
@@ -24,11 +25,16 @@ def build(spec: ModelSpec, take: Take) -> tuple[Decoder, Linear]:
     config = spec.config
     hidden = config.hidden_size
 
-    def alone(name: str, *shape: int) -> Tensor:
+    def alone(name: str, *shape: int) -> Weight:
         return take(name, shape, Rows(*shape).place(0, shape[0]))
 
+    def vector(name: str, size: int, empty: Empty) -> Tensor:
+        weight = take(name, (size,), empty)
+        assert isinstance(weight, Tensor)  # vectors are never packed
+        return weight
+
     def norm(name: str) -> RMSNorm:
-        return RMSNorm(alone(f"{name}.weight", hidden), config.rms_norm_eps)
+        return RMSNorm(vector(f"{name}.weight", hidden, Rows(hidden).place(0, hidden)), config.rms_norm_eps)
 
     def linears(path: str, sizes: Mapping[str, int], in_: int, bias: bool) -> dict[str, Linear]:
         """Layers that read the same input, by name with their output sizes."""
@@ -38,7 +44,7 @@ def build(spec: ModelSpec, take: Take) -> tuple[Decoder, Linear]:
         for name, out in sizes.items():
             weight = take(f"{path}.{name}.weight", (out, in_), weights.place(begin, out))
             made[name] = Linear(
-                weight, take(f"{path}.{name}.bias", (out,), biases.place(begin, out)) if bias else None
+                weight, vector(f"{path}.{name}.bias", out, biases.place(begin, out)) if bias else None
             )
             begin += out
         return made

@@ -19,9 +19,10 @@ from entrenar.models.adapters import Adapted
 from entrenar.models.build import build
 from entrenar.models.dtype import DTYPES, Compute, DTypeName, Policy, StorageName, natural, storage_named
 from entrenar.models.spec import ModelConfig, spec_of
-from entrenar.models.storage import Empty
+from entrenar.models.storage import Empty, kept_as
 from entrenar.nn.cache import KVCache
 from entrenar.nn.layers import dropout_of, has_magnitude
+from entrenar.ops.parts import Weight
 from entrenar.tensor import Tensor, no_grad
 from entrenar.tokenizer import Tokenizer
 
@@ -32,9 +33,9 @@ IGNORE = -100  # a label that does not count, as in Hugging Face's trainers
 class CausalLM(Adapted):
     """A language model of the Llama family.
 
-    Weights are `Tensor`s under Hugging Face's module paths. Those in f32 are trainable until `add_lora` freezes them,
-    those in bf16 where bf16 was asked for; others in 16 bit are frozen. Matrices may be f32, f16 or bf16; norms and
-    biases are always f32.
+    Weights are `Tensor`s and `QTensor`s under Hugging Face's module paths. Those in f32 are trainable until `add_lora`
+    freezes them, those in bf16 where bf16 was asked for; others are frozen. Matrices may be f32, f16, bf16 or
+    `QTensor`s, which stay packed; norms and biases are always f32.
 
     Attributes:
         compute: "f32" or "bf16", the type of what flows from layer to layer; sums, losses and all gradients of weights
@@ -52,7 +53,7 @@ class CausalLM(Adapted):
         self.tokenizer = tokenizer
         self.source: str | None = None
         self.logits_rows: int | None = None
-        self.compute = natural(weight.dtype for _, weight in self.named_weights())
+        self.compute = natural(weight for _, weight in self.named_weights())
 
     @property
     def compute(self) -> Compute:
@@ -73,36 +74,42 @@ class CausalLM(Adapted):
         and on each weight's place only.
 
         Args:
+            quant: type that the linear layers' matrices are quantized to, but the head; see `entrenar.load`.
             dtype: ``"mixed"`` keeps the matrices in f32 and computes in bf16; ``"f32"`` computes in f32 as well;
                 ``"auto"`` is mixed where the CPU multiplies bf16 faster, else f32. ``"bf16"`` is trained with
-                stochastic rounding and computes in bf16, ``"f16"`` is frozen.
+                stochastic rounding and computes in bf16, ``"f16"`` is frozen. With `quant` all weights are frozen, and
+                ``"auto"`` keeps the other matrices in bf16.
 
         Raises:
             MemoryLimitError: the weights would not fit; ConfigError: `dtype` or `quant` is not served.
         """
-        refuse_quant(quant)
         policy = Policy.named(("mixed" if cpu.fast_bf16() else "f32") if dtype == "auto" else dtype)
+        if dtype == "auto" and quant is not None:
+            policy = Policy(DTYPES["bf16"], None)
         storage = policy.storage or DTYPES["f32"]
         shapes = config.parameter_shapes()
+        kept = {name: kept_as(name, shape, storage, quant) for name, shape in shapes.items()}
         memory.require(
-            {name: math.prod(shape) * storage.itemsize for name, shape in shapes.items()},
-            f"a model of {config.num_parameters():,} parameters in {storage}",
+            {name: kept[name].nbytes(shape) for name, shape in shapes.items()},
+            f"a model of {config.num_parameters():,} parameters in {quant or storage}",
         )
         places = {name: i for i, name in enumerate(shapes)}
         residual = config.initializer_range / math.sqrt(2 * config.num_hidden_layers)
 
-        def random(name: str, shape: tuple[int, ...], empty: Empty) -> Tensor:
+        trainable = quant is None and storage != np.float16
+
+        def random(name: str, shape: tuple[int, ...], empty: Empty) -> Weight:
             if len(shape) == 1:
                 values = empty(DTYPES["f32"])
                 values.fill(0.0 if name.endswith(".bias") else 1.0)
-                return Tensor(values, requires_grad=storage != np.float16)
-            values = empty(storage)
+                return Tensor(values, requires_grad=trainable)
+            values = kept[name].room(shape, empty)
             rng = np.random.Generator(np.random.PCG64([seed, places[name]]))
             into_residual = name.endswith(("o_proj.weight", "down_proj.weight"))
             deviation = np.float32(residual if into_residual else config.initializer_range)
             for part in np.array_split(values, -(-values.size // DRAWN)):
                 part[...] = rng.standard_normal(part.shape, np.float32) * deviation
-            return Tensor(values, requires_grad=storage != np.float16)
+            return kept[name].weight(values, trainable)
 
         model = cls(config, random)
         model.compute = policy.compute or model.compute
@@ -159,7 +166,8 @@ class CausalLM(Adapted):
         """
         from entrenar.models.save import save
 
-        refuse_quant(quant)
+        if quant is not None:
+            raise ConfigError("quant", f"{quant!r}: models are saved in 32 or 16 bit; leave quant as None")
         if self.adapter is not None:
             raise AdapterError("an adapter is attached: merge_adapter() first, or save_adapter() to keep it apart")
         save(self, path, storage_named(dtype))
@@ -206,9 +214,9 @@ def count_parameters(model: CausalLM | ModelConfig, trainable_only: bool = True)
     if isinstance(model, ModelConfig):
         return model.num_parameters()
     if trainable_only:
-        return sum(weight.data.size for weight in model.parameters())
+        return sum(weight.size for weight in model.parameters())
     added = sum(t.data.size for _, m in model.adaptable() if m.lora is not None for _, t in m.lora.named())
-    return sum(weight.data.size for _, weight in model.named_weights()) + added
+    return sum(weight.size for _, weight in model.named_weights()) + added
 
 
 def as_ids(ids: ArrayLike) -> NDArray[np.int64]:
@@ -223,10 +231,3 @@ def as_ids(ids: ArrayLike) -> NDArray[np.int64]:
     if array.dtype.kind not in "iu":
         raise DTypeError(f"token ids are {array.dtype}; expected integers")
     return np.atleast_2d(array).astype(np.int64, copy=False)
-
-
-def refuse_quant(quant: str | None) -> None:
-    """This version keeps weights in 32 or 16 bit; the argument has its place in the public surface."""
-    if quant is not None:
-        raise ConfigError("quant", f"{quant!r}: this version keeps weights in 32 or 16 bit; leave quant as None")
-

@@ -11,6 +11,8 @@ import numpy as np
 
 from entrenar.backend import cpu
 from entrenar.errors import ConfigError
+from entrenar.ops.parts import Weight
+from entrenar.tensor import Tensor
 
 Compute = Literal["f32", "bf16"]
 StorageName = Literal["auto", "f32", "f16", "bf16"]
@@ -55,9 +57,9 @@ _POLICIES = {
 }
 
 
-def natural(weights: Iterable[np.dtype[Any]]) -> Compute:
+def natural(weights: Iterable[Weight]) -> Compute:
     """f32 where all weights are f32; else bf16 where this CPU multiplies that faster."""
-    exact = all(dtype == np.float32 for dtype in weights)
+    exact = all(isinstance(weight, Tensor) and weight.dtype == np.float32 for weight in weights)
     return "f32" if exact or not cpu.fast_bf16() else "bf16"
 
 

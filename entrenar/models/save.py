@@ -15,8 +15,11 @@ from entrenar.formats import files, gguf_write, safetensors
 from entrenar.formats.files import LazyArray
 from entrenar.models.arch import architecture
 from entrenar.models.arch.rope import llama3_divisors
+from entrenar.models.dtype import DTYPES
 from entrenar.models.gguf_config import gguf_metadata
 from entrenar.models.hf_config import config_to_hf
+from entrenar.ops.parts import Weight
+from entrenar.tensor import Tensor
 
 if TYPE_CHECKING:
     from entrenar.models.causal_lm import CausalLM
@@ -36,13 +39,17 @@ def save(model: CausalLM, path: str | PathLike[str], dtype: np.dtype[Any] | None
 def _arrays(model: CausalLM, dtype: np.dtype[Any] | None) -> Iterator[tuple[str, LazyArray]]:
     """Every weight, converted only when it is written."""
     for name, weight in model.named_weights():
-        array = weight.data
-        stored = array.dtype if dtype is None or array.ndim == 1 else dtype
-        yield name, LazyArray(array.shape, stored, partial(array.astype, stored, copy=False))
+        stored = _dtype(weight) if dtype is None or weight.ndim == 1 else dtype
+        yield name, LazyArray(weight.shape, stored, partial(weight.dense, stored))
+
+
+def _dtype(weight: Weight) -> np.dtype[Any]:
+    """The type it has in memory; of packed weights f16, whose rounding is far below their own."""
+    return weight.dtype if isinstance(weight, Tensor) else DTYPES["f16"]
 
 
 def _main_dtype(model: CausalLM, dtype: np.dtype[Any] | None) -> str:
-    return str(dtype or model.model.layers[0].mlp.down_proj.weight.dtype)
+    return str(dtype or _dtype(model.model.layers[0].mlp.down_proj.weight))
 
 
 def _save_directory(model: CausalLM, path: Path, dtype: np.dtype[Any] | None) -> None:

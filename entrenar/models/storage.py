@@ -1,12 +1,22 @@
-"""Where weights lie in memory: those that read the same input are row views of one array, for one product to read."""
+"""How and where weights are kept: as numbers, those that read the same input as row views of one array, for one product
+to read; or quantized, each by itself."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from entrenar.errors import ConfigError
+from entrenar.models.dtype import DTYPES
+from entrenar.ops.parts import Weight
+from entrenar.quant import QTYPES, fitting, quantize
+from entrenar.quant.qtensor import ENCODED
+from entrenar.tensor import Tensor
 
 Empty = Callable[[np.dtype[Any]], NDArray[Any]]  # memory for one weight of the type given, to be filled
 
@@ -40,3 +50,65 @@ def aligned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
     raw = np.empty(count + ALIGNMENT, np.uint8)
     begin = -raw.ctypes.data % ALIGNMENT
     return raw[begin : begin + count].view(dtype).reshape(shape)
+
+
+@dataclass(frozen=True)
+class Plain:
+    """A weight kept as numbers of one type, in memory that the caller places."""
+
+    dtype: np.dtype[Any]
+
+    def nbytes(self, shape: tuple[int, ...]) -> int:
+        return math.prod(shape) * self.dtype.itemsize
+
+    def room(self, shape: tuple[int, ...], empty: Empty) -> NDArray[Any]:
+        """Where its values are to be written."""
+        return empty(self.dtype)
+
+    def placed(self, values: NDArray[Any], empty: Empty) -> NDArray[Any]:
+        """The values in that room."""
+        room = empty(self.dtype)
+        room[...] = values
+        return room
+
+    def weight(self, values: NDArray[Any], trainable: bool) -> Weight:
+        return Tensor(values, requires_grad=trainable)
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """A weight quantized to the type `name`, and frozen."""
+
+    name: str
+
+    def nbytes(self, shape: tuple[int, ...]) -> int:
+        return QTYPES[self.name].nbytes(math.prod(shape))
+
+    def room(self, shape: tuple[int, ...], empty: Empty) -> NDArray[Any]:
+        return np.empty(shape, np.float32)
+
+    def placed(self, values: NDArray[Any], empty: Empty) -> NDArray[Any]:
+        return values if values.dtype in DTYPES.values() else values.astype(np.float32)
+
+    def weight(self, values: NDArray[Any], trainable: bool) -> Weight:
+        return quantize(values, self.name)
+
+
+UNQUANTIZED = ("model.embed_tokens.weight", "lm_head.weight")  # by `quant`
+
+
+def kept_as(name: str, shape: tuple[int, ...], dtype: np.dtype[Any], quant: str | None) -> Plain | Quantized:
+    """How a weight is kept where matrices are `dtype`, and those of linear layers but the head are to be `quant`: that,
+    or what llama.cpp takes where the rows do not fill its blocks. Norms and biases are f32.
+
+    Raises:
+        ConfigError: `quant` is no type that weights can be quantized to.
+    """
+    if quant is not None and quant not in ENCODED:
+        raise ConfigError("quant", f"{quant!r} is not one of {', '.join(ENCODED)}")
+    if len(shape) < 2:
+        return Plain(DTYPES["f32"])
+    if quant is None or name in UNQUANTIZED:
+        return Plain(dtype)
+    fits = fitting(quant, shape[-1])
+    return Plain(DTYPES[fits]) if fits in DTYPES else Quantized(fits)

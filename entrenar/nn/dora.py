@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from entrenar import ops
+from entrenar.ops.parts import Weight
 from entrenar.tensor import Tensor
 
 if TYPE_CHECKING:
@@ -27,9 +28,9 @@ class Norms:
 
     def __init__(self) -> None:
         self._squares: NDArray[np.float64] | None = None  # ‖w‖² of each row
-        self._weight: tuple[Tensor, int] | None = None  # of that weight, at that version
+        self._weight: tuple[Weight, int] | None = None  # of that weight, at that version
 
-    def __call__(self, weight: Tensor, a: Tensor, b: Tensor, scale: float) -> NDArray[np.float32]:
+    def __call__(self, weight: Weight, a: Tensor, b: Tensor, scale: float) -> NDArray[np.float32]:
         """(out,) f32."""
         if self._squares is None or self._weight != (weight, weight.version):
             self._squares, self._weight = squared_rows(weight), (weight, weight.version)
@@ -37,18 +38,18 @@ class Norms:
         return np.sqrt(np.maximum(squares, 0)).astype(np.float32)
 
 
-def squared_rows(weight: Tensor) -> NDArray[np.float64]:
+def squared_rows(weight: Weight) -> NDArray[np.float64]:
     """‖w‖² of each row of weight (out, in), a few rows in f32 at a time."""
     out, in_ = weight.shape
     squares = np.empty(out)
     step = max(1, ROWS // in_)
     for begin in range(0, out, step):
-        rows = weight.data[begin : begin + step].astype(np.float32, copy=False)
+        rows = weight.rows(np.arange(begin, min(out, begin + step)))
         squares[begin : begin + step] = np.einsum("ij,ij->i", rows, rows)
     return squares
 
 
-def _change(weight: Tensor, a: Tensor, b: Tensor, scale: float) -> NDArray[np.float64]:
+def _change(weight: Weight, a: Tensor, b: Tensor, scale: float) -> NDArray[np.float64]:
     """2s·b·(A·w) + s²·b·(A·Aᵀ)·b for each row w, b."""
     cpu = a.backend
     aw = cpu.product([(a.data, weight.data.T)], cpu.buffer((a.shape[0], weight.shape[0])))

@@ -11,6 +11,7 @@ from entrenar import ops
 from entrenar.nn import dora
 from entrenar.nn.low_rank import LowRank, LowRankTable
 from entrenar.nn.module import Module
+from entrenar.ops.parts import Weight
 from entrenar.tensor import Tensor
 
 
@@ -26,9 +27,9 @@ class RMSNorm(Module):
 
 
 class Embedding(Module):
-    """Rows of weight (vocab, d), f32 or 16 bit, as type `compute`: "f32" or "bf16"."""
+    """Rows of weight (vocab, d), f32, 16 bit or packed, as type `compute`: "f32" or "bf16"."""
 
-    def __init__(self, weight: Tensor) -> None:
+    def __init__(self, weight: Weight) -> None:
         self.weight = weight
         self.lora: LowRankTable | None = None
 
@@ -40,10 +41,10 @@ class Embedding(Module):
 class Linear(Module):
     """x (…, in) · weight (out, in)ᵀ + bias (out,), plus the adapter's low-rank product where there is one.
 
-    `weight` is f32 or bf16, trainable or frozen, or frozen f16.
+    `weight` is f32 or bf16, trainable or frozen, frozen f16, or packed.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+    def __init__(self, weight: Weight, bias: Tensor | None = None) -> None:
         self.weight = weight
         self.bias = bias
         self.lora: LowRank | None = None

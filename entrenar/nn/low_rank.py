@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from entrenar import ops
 from entrenar.errors import AdapterError
 from entrenar.nn import dora
+from entrenar.ops.parts import Weight
 from entrenar.tensor import Tensor
 
 Matrix: TypeAlias = NDArray[np.float32]
@@ -64,7 +65,7 @@ class LowRank:
     def active_dropout(self) -> float:
         return self.dropout if self.training else 0.0
 
-    def row_norms(self, weight: Tensor) -> Matrix:
+    def row_norms(self, weight: Weight) -> Matrix:
         """‖W + scale·B·A‖ of each row, (out,) f32, of the layer's own weight; while training always computed anew."""
         now = (weight.version, self.a.version, self.b.version)
         if self.training or self._held is None or self._held[0] != now:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from entrenar.ops.parts import Weight
+from entrenar.quant import QTensor
 from entrenar.tensor import Tensor
 
 
 class Module:
-    """Attributes that are Tensors are weights; attributes that are Modules, or lists of them, are children."""
+    """Attributes that are Tensors or QTensors are weights; those that are Modules, or lists of them, are children."""
 
     def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
         """This module and all below it, each with its dotted path."""
@@ -21,11 +23,11 @@ class Module:
                 for i, child in enumerate(value):
                     yield from child.named_modules(f"{path}.{i}")
 
-    def named_weights(self) -> Iterator[tuple[str, Tensor]]:
+    def named_weights(self) -> Iterator[tuple[str, Weight]]:
         """Every weight with its dotted path; one that is shared (a tied head) comes once, under its first path."""
         seen: set[int] = set()
         for path, module in self.named_modules():
             for name, value in vars(module).items():
-                if isinstance(value, Tensor) and id(value) not in seen:
+                if isinstance(value, Tensor | QTensor) and id(value) not in seen:
                     seen.add(id(value))
                     yield f"{path}.{name}" if path else name, value

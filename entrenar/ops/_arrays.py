@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from entrenar.backend import cpu
 from entrenar.errors import DTypeError, ShapeError
+from entrenar.quant import QTensor
 from entrenar.tensor import BFLOAT16, FLOAT32, Array, Tensor
 
 
@@ -29,9 +30,11 @@ def rows(x: Array) -> Array:
     return contiguous(x).reshape(math.prod(x.shape[:-1]), x.shape[-1])
 
 
-def check_gradient(name: str, weight: Tensor) -> None:
+def check_gradient(name: str, weight: QTensor | Tensor) -> None:
     """Gradients of weights are f32 whatever the weight's type: float16 has none, and bfloat16 only as a leaf."""
-    if weight.requires_grad and weight.dtype != FLOAT32 and not (weight.dtype == BFLOAT16 and weight.is_leaf):
+    if isinstance(weight, QTensor) or not weight.requires_grad or weight.dtype == FLOAT32:
+        return
+    if weight.dtype != BFLOAT16 or not weight.is_leaf:
         raise DTypeError(f"{name}: a {weight.dtype} weight that is no bfloat16 leaf has no gradient")
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from entrenar.backend import cpu
 from entrenar.errors import ShapeError, UsageError
 from entrenar.ops._arrays import contiguous, like, rows
-from entrenar.ops.parts import Lora, LowInputs, Maybe, Part, Weights
+from entrenar.ops.parts import Lora, LowInputs, Maybe, Part, Weight, Weights
 from entrenar.tensor import Array, Tensor, Vjp, default_rng, op
 
 __all__ = ["Lora", "Part", "linear", "projection"]
@@ -47,13 +47,13 @@ def projection(
 @op(half=("weight", "lora"), flow=("x",))
 def linear(
     x: Tensor,
-    weight: Tensor,
+    weight: Weight,
     bias: Tensor | None = None,
     lora: tuple[Tensor, Tensor, float] | tuple[Tensor, Tensor, float, Tensor] | None = None,
 ) -> tuple[Array, Vjp]:
     """x Wᵀ + b + s (x Aᵀ) Bᵀ, one node with a fused way back.
 
-    x (..., in), float32 or bfloat16, as is the result; weight (out, in), float16 where frozen, bias (out,).
+    x (..., in), float32 or bfloat16, as is the result; weight (out, in), float16 or packed where frozen, bias (out,).
     lora: (A (r, in), B (out, r), s), or (A, B, s, x_lora) where x_lora (..., in) stands for x in the low-rank
         part (x after dropout).
     """

@@ -10,6 +10,7 @@ import numpy as np
 from entrenar.backend import cpu
 from entrenar.errors import DTypeError, ShapeError, UsageError
 from entrenar.ops._arrays import check_gradient, contiguous
+from entrenar.quant import QTensor
 from entrenar.tensor import FLOAT32, Array, Tensor
 
 _ZERO = np.zeros(1, FLOAT32)
@@ -17,6 +18,7 @@ MAX_PARTS = 4  # each may need a term for its weight and one for its low rank, a
 
 
 LowInputs: TypeAlias = Callable[[int], Array]  # what the i-th low-rank part reads, (N, in)
+Weight: TypeAlias = QTensor | Tensor  # a QTensor is frozen, stays packed, and is no operand on the tape
 Maybe: TypeAlias = Any  # an Array, or None where nothing that is asked for depends on it
 
 
@@ -29,9 +31,9 @@ class Lora(NamedTuple):
 
 
 class Part(NamedTuple):
-    """A linear layer: weight (out, in), float16 where frozen; bias (out,) float32."""
+    """A linear layer: weight (out, in), float16 or packed where frozen; bias (out,) float32."""
 
-    weight: Tensor
+    weight: Weight
     bias: Tensor | None = None
     lora: Lora | None = None
 
@@ -39,7 +41,7 @@ class Part(NamedTuple):
 class _Block(NamedTuple):
     """Weights that lie one below the other in memory, as the one matrix that they are."""
 
-    weight: Array  # (rows, in)
+    weight: Any  # (rows, in): an Array, or what stands for a packed one in products
     columns: slice  # of the result
     trainable: bool
 
@@ -77,7 +79,7 @@ class Weights:
         self.d_in, self.d_out, self.rank = d_in, 0, 0
         self.factors: list[_Factors] = []
         self._places: list[tuple[str, int, slice] | None] = []  # of the operands' gradients among all
-        groups: list[list[Tensor]] = []
+        groups: list[list[Weight]] = []
         begins: list[int] = []
         for weight, bias, lora in parts:
             _check(name, weight, bias, lora, d_in)
@@ -87,7 +89,8 @@ class Weights:
                 begins.append(self.d_out)
             groups[-1].append(weight)
             rows = slice(columns.start - begins[-1], columns.stop - begins[-1])
-            self._places.append(("weight", len(groups) - 1, rows) if weight.requires_grad else None)
+            if isinstance(weight, Tensor):
+                self._places.append(("weight", len(groups) - 1, rows) if weight.requires_grad else None)
             if bias is not None:
                 self._places.append(("bias", 0, columns) if bias.requires_grad else None)
             if lora is not None:
@@ -98,7 +101,7 @@ class Weights:
                 self.rank = ranks.stop
             self.d_out = columns.stop
         self.blocks = [
-            _Block(_as_one([w.data for w in group]), slice(begin, begin + sum(len(w.data) for w in group)),
+            _Block(_as_one([w.data for w in group]), slice(begin, begin + sum(w.shape[0] for w in group)),
                    group[0].requires_grad)
             for begin, group in zip(begins, groups, strict=True)
         ]  # fmt: skip
@@ -195,7 +198,7 @@ class Weights:
         return [place and getattr(held, place[0])[place[1]][place[2]] for place in self._places]
 
 
-def _check(name: str, weight: Tensor, bias: Tensor | None, lora: Lora | None, d_in: int) -> None:
+def _check(name: str, weight: Weight, bias: Tensor | None, lora: Lora | None, d_in: int) -> None:
     if weight.ndim != 2 or weight.shape[1] != d_in:
         raise ShapeError(f"{name}: a weight {weight.shape} for an input (..., {d_in}); needed is (out, {d_in})")
     d_out = weight.shape[0]
@@ -215,8 +218,10 @@ def _bias(part: Part) -> Array:
     return np.broadcast_to(_ZERO, part.weight.shape[:1]) if part.bias is None else part.bias.data
 
 
-def _follows(b: Tensor, a: Tensor) -> bool:
+def _follows(b: Weight, a: Weight) -> bool:
     """Whether b's rows lie right behind a's in one array, and both are trainable or neither."""
+    if isinstance(a, QTensor) or isinstance(b, QTensor):
+        return False
     return a.requires_grad == b.requires_grad and cpu.joined((a.data, b.data)) is not None
 
 

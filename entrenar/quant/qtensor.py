@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -30,6 +31,10 @@ class QTensor:
     shape: tuple[int, ...]
     bytes: Array
     block: int = 64
+    _data: Any = field(default=None, init=False, repr=False)
+
+    requires_grad: ClassVar[bool] = False
+    version: ClassVar[int] = 0
 
     def __post_init__(self) -> None:
         name, raw = self.qtype.name, self.bytes
@@ -68,6 +73,19 @@ class QTensor:
     def width(self) -> int:
         """Values in a row."""
         return self.shape[-1] if self.shape else 1
+
+    @property
+    def data(self) -> Any:
+        """What products take for it (`Packed` of the kernels): a matrix with `.T`. NF4 and FP4 need blocks of 64."""
+        if self._data is None:
+            if self.block != 64:
+                raise UsageError(f"QTensor: products read {self.qtype.name} in blocks of 64, not of {self.block}")
+            object.__setattr__(self, "_data", native().Packed(self.qtype.name, self.bytes, self.shape))
+        return self._data
+
+    def source_bytes(self) -> Array:
+        """The stored form, as `bytes`."""
+        return self.bytes
 
     def dense(self, dtype: DTypeLike = np.float32) -> Array:
         """The values as a new array of `dtype`: float32, float16 or bfloat16."""

@@ -14,6 +14,7 @@ import numpy as np
 
 from entrenar import __version__, backend
 from entrenar.errors import CheckpointError
+from entrenar.tensor import Tensor
 from entrenar.train.config import TrainConfig
 from entrenar.train.plan import Plan
 
@@ -77,8 +78,9 @@ def frozen_digest(model: CausalLM) -> str:
     for name, weight in model.named_weights():
         if weight.requires_grad:
             continue
-        digest.update(f"{name} {weight.shape} {weight.dtype}".encode())
-        raw = np.ascontiguousarray(weight.data).reshape(-1).view(np.uint8)
+        kind = weight.dtype if isinstance(weight, Tensor) else weight.qtype.name
+        digest.update(f"{name} {weight.shape} {kind}".encode())
+        raw = weight.source_bytes()
         if len(raw) > 3 * SAMPLED:
             middle = len(raw) // 2
             raw = np.concatenate([raw[:SAMPLED], raw[middle : middle + SAMPLED], raw[-SAMPLED:]])

@@ -64,7 +64,8 @@ def test_full_training_in_words(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["step"], "give either --preset or --model"),
         (["step", "--preset", "llama-124m", "--model", "x.gguf"], "give either --preset or --model"),
-        (["step", "--preset", "llama-124m", "--quant", "nf4"], "quant: 'nf4': this version keeps weights"),
+        (["step", "--preset", "llama-124m", "--quant", "nf5"], "quant: 'nf5' is not one of"),
+        (["step", "--preset", "llama-124m", "--quant", "nf4", "--full"], "quantized weights are frozen"),
         (["step", "--preset", "llama-124m", "--memory-budget", "some"], "memory_budget: 'some'"),
         (["step", "--preset", "llama-125m"], "preset: no preset 'llama-125m'; did you mean llama-124m?"),
         (["step", "--preset", "llama-124m", "--steps", "0"], "steps: 0 must be at least 1"),
