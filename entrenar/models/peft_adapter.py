@@ -18,6 +18,7 @@ from entrenar.models.dtype import DTYPES
 from entrenar.nn.layers import Embedding
 from entrenar.nn.lora import LoraConfig
 from entrenar.nn.low_rank import Factors, LowRank, LowRankTable
+from entrenar.ops.parts import Weight
 from entrenar.tensor import Tensor
 
 _PREFIX = "base_model.model."
@@ -114,7 +115,7 @@ def load(model: Adapted, directory: Path, trainable: bool) -> Adapter:
             if kind == "base_layer.weight" and whole is not None:
                 raise AdapterError(f"{where}: {key}: differs from the model's own weight; it is of another base")
             if whole is not None or config.saves(path):
-                saved[name] = whole or own[name]
+                saved[name] = whole or Tensor(own[name].dense())
             continue
         if path not in layers:
             raise AdapterError(f"{where}: {key}: the model has no linear layer {path!r}")
@@ -135,11 +136,11 @@ def _saved_names(model: Adapted, config: LoraConfig) -> Iterator[str]:
             yield from (f"{path}.{kind}" for kind, value in vars(module).items() if isinstance(value, Tensor))
 
 
-def _whole(where: Path, key: str, array: NDArray[Any], own: Tensor, trainable: bool) -> Tensor | None:
+def _whole(where: Path, key: str, array: NDArray[Any], own: Weight, trainable: bool) -> Tensor | None:
     """A weight that is saved whole; None where it is the model's own, which PEFT may add beside an adapter."""
     if array.shape != own.shape:
         raise AdapterError(f"{where}: {key}: shape {array.shape}, the model's is {own.shape}")
-    if np.array_equal(array.astype(np.float32), own.data.astype(np.float32)):
+    if np.array_equal(array.astype(np.float32), own.dense()):
         return None
     keep = array.ndim > 1 and not trainable and array.dtype in DTYPES.values()
     return Tensor(np.array(array, array.dtype if keep else np.float32), requires_grad=trainable)
