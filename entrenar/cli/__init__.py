@@ -29,6 +29,7 @@ COMMANDS = MappingProxyType(
         "inspect": ("entrenar.cli.inspect", "what a file or directory holds, and is it well formed"),
         "merge": ("entrenar.cli.merge", "add an adapter into the weights and save the model"),
         "convert": ("entrenar.cli.convert", "between GGUF and Hugging Face directories, and between types"),
+        "plan": ("entrenar.cli.plan", "how much memory a training step will take, and what would make it fit"),
         "bench": ("entrenar.cli.bench", "training steps: speed, memory, and where the time goes"),
         "doctor": ("entrenar.cli.doctor", "CPU level, threads, GPU, versions; what is missing"),
     }

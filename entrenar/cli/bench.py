@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -20,12 +19,12 @@ from entrenar import backend
 from entrenar.cli.doctor import in_billions, limits
 from entrenar.cli.output import note, print_json
 from entrenar.cli.settings import option, positional
-from entrenar.errors import ConfigError, NonFiniteError, UsageError
+from entrenar.cli.step import StepSettings
+from entrenar.errors import ConfigError, NonFiniteError
 from entrenar.models.causal_lm import CausalLM
 from entrenar.models.flops import step_flops
 from entrenar.models.load import load
-from entrenar.models.spec import ModelConfig
-from entrenar.nn.lora import LoraConfig
+from entrenar.models.memory import peak_resident_bytes
 from entrenar.observe.profile import Kernel, Profile, draw, table
 from entrenar.optim.clip import clip_scale, grad_norm
 from entrenar.train.config import TrainConfig
@@ -33,12 +32,11 @@ from entrenar.train.plan import plan_for
 from entrenar.train.setup import make_optimizer
 
 WARM_UP = 2  # steps before those that count: the first makes the optimizer's state, both fill caches
-LEARNING_RATE = 1e-4
 PROFILED = 2  # steps after those that count, for the times of kernels
 
 
 @dataclass(frozen=True, kw_only=True)
-class Command:
+class Command(StepSettings):
     """Measure training steps on random tokens.
 
     Says tokens a second (the median step), useful FLOP/s, their share of what this machine can do at most (measured in
@@ -47,18 +45,6 @@ class Command:
     """
 
     what: Literal["step"] = positional("what to measure: step")
-    preset: str | None = option(None, "a known shape, such as qwen2.5-0.5b, with random weights")
-    model: str | None = option(None, "or a GGUF file or a Hugging Face directory")
-    full: bool = option(False, "train all weights, not an adapter")
-    rank: int = option(16, "rank of the adapter")
-    batch_size: int = option(2, "sequences a step")
-    seq_len: int = option(512, "tokens a sequence")
-    dtype: Literal["auto", "f32", "f16", "bf16", "mixed"] = option(
-        "auto", "type of the weights; auto: as they are, a preset under an adapter in bf16 where that is fast"
-    )
-    memory_budget: str | None = option(None, "memory that a step may take, such as 2GB; layers are recomputed for it")
-    optimizer: Literal["adamw", "adamw_8bit", "adam", "sgd"] = option("adamw", "optimizer, as for training")
-    quant: str | None = option(None, "type to quantize the linear layers to, such as nf4 or q4_0")
     steps: int = option(8, "steps that count, after two that don't")
     seed: int = option(0, "of weights and tokens")
     profile: str | None = option(None, "write a trace of two more steps here, for ui.perfetto.dev")
@@ -66,20 +52,14 @@ class Command:
     json: bool = option(False, "print one JSON object")
 
     def __post_init__(self) -> None:
-        if (self.preset is None) == (self.model is None):
-            raise UsageError("give either --preset or --model")
-        if self.quant is not None and self.full:
-            raise UsageError("--quant: quantized weights are frozen; --full trains all of them")
-        for name, least in (("batch_size", 1), ("seq_len", 2), ("steps", 1), ("seed", 0)):
+        super().__post_init__()
+        for name, least in (("steps", 1), ("seed", 0)):
             if getattr(self, name) < least:
                 raise ConfigError(name, f"{getattr(self, name)} must be at least {least}")
-        self.training()  # a budget that is no size is an error before anything is built
 
     def run(self) -> int:
         model = self.build()
-        context = model.config.max_position_embeddings
-        if self.seq_len > context:
-            raise ConfigError("seq_len", f"{self.seq_len} is beyond the model's context of {context}")
+        self.check_context(model.config)
         result, profile, kernels = self.measure(model)
         if self.profile is not None:
             Path(self.profile).write_text(json.dumps(profile.trace()), encoding="utf-8")
@@ -97,25 +77,12 @@ class Command:
         if self.model is not None:
             model = load(self.model, quant=self.quant, dtype=self.dtype)
         else:
-            dtype = self.dtype
-            if dtype == "auto" and not self.full and self.quant is None and backend.cpu.fast_bf16():
-                dtype = "bf16"
-            shape = ModelConfig.preset(self.preset or "")
-            model = CausalLM.from_config(shape, seed=self.seed, dtype=dtype, quant=self.quant)
-        if not self.full:
-            config = LoraConfig(r=self.rank, lora_alpha=2 * self.rank, target_modules="all-linear")
-            model.add_lora(config, seed=self.seed)
+            config = self.model_config(self.seq_len)
+            model = CausalLM.from_config(config, seed=self.seed, dtype=self.made_as(), quant=self.quant)
+        adapter = self.adapter()
+        if adapter is not None:
+            model.add_lora(adapter, seed=self.seed)
         return model.train()
-
-    def training(self) -> TrainConfig:
-        """The settings that training has as well."""
-        return TrainConfig(
-            batch_size=self.batch_size,
-            seq_len=self.seq_len,
-            optimizer=self.optimizer,
-            learning_rate=LEARNING_RATE,
-            memory_budget=self.memory_budget,
-        )
 
     def measure(self, model: CausalLM) -> tuple[dict[str, Any], Profile, list[Kernel]]:
         """What ``--json`` prints, the profile of the last steps, and its rows."""
@@ -135,7 +102,7 @@ class Command:
             seconds.append(time.perf_counter() - began)
             if not self.json:
                 note(f"step {index + 1}/{self.steps}  {ids.size / seconds[-1]:,.1f} tokens/s")
-        peak_rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        peak_rss = peak_resident_bytes() / 2**30
         with Profile() as profile:
             for _ in range(PROFILED):
                 step()
@@ -149,7 +116,7 @@ class Command:
         flops = step_flops(model, *shape)
         result = {
             "work": "full" if self.full else f"lora-r{self.rank}",
-            "model": self.preset or self.model,
+            "model": self.preset or self.model or "sizes",
             "batch_size": self.batch_size,
             "seq_len": self.seq_len,
             "dtype": self.dtype,

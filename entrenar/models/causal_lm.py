@@ -11,15 +11,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from entrenar import ops
-from entrenar.backend import cpu
 from entrenar.errors import AdapterError, ConfigError, DataError, DTypeError, ShapeError
 from entrenar.generate import Generation, GenerationStream, SamplingConfig, generate
 from entrenar.models import memory
 from entrenar.models.adapters import Adapted
 from entrenar.models.build import build
-from entrenar.models.dtype import DTYPES, Compute, DTypeName, Policy, StorageName, natural, storage_named
+from entrenar.models.dtype import DTYPES, Compute, DTypeName, StorageName, fresh, natural, storage_named
 from entrenar.models.spec import ModelConfig, spec_of
-from entrenar.models.storage import Empty, kept_as
+from entrenar.models.storage import Empty, kept_as, qtype_of
 from entrenar.nn.cache import KVCache
 from entrenar.nn.layers import dropout_of, has_magnitude
 from entrenar.ops.parts import Weight
@@ -53,7 +52,7 @@ class CausalLM(Adapted):
         self.tokenizer = tokenizer
         self.source: str | None = None
         self.logits_rows: int | None = None
-        self.compute = natural(weight for _, weight in self.named_weights())
+        self.compute = natural(qtype_of(weight) for _, weight in self.named_weights())
 
     @property
     def compute(self) -> Compute:
@@ -83,9 +82,7 @@ class CausalLM(Adapted):
         Raises:
             MemoryLimitError: the weights would not fit; ConfigError: `dtype` or `quant` is not served.
         """
-        policy = Policy.named(("mixed" if cpu.fast_bf16() else "f32") if dtype == "auto" else dtype)
-        if dtype == "auto" and quant is not None:
-            policy = Policy(DTYPES["bf16"], None)
+        policy = fresh(dtype, quant)
         storage = policy.storage or DTYPES["f32"]
         shapes = config.parameter_shapes()
         kept = {name: kept_as(name, shape, storage, quant) for name, shape in shapes.items()}

@@ -11,8 +11,7 @@ import numpy as np
 
 from entrenar.backend import cpu
 from entrenar.errors import ConfigError
-from entrenar.ops.parts import Weight
-from entrenar.tensor import Tensor
+from entrenar.quant import QType
 
 Compute = Literal["f32", "bf16"]
 StorageName = Literal["auto", "f32", "f16", "bf16"]
@@ -57,10 +56,16 @@ _POLICIES = {
 }
 
 
-def natural(weights: Iterable[Weight]) -> Compute:
+def fresh(name: DTypeName, quant: str | None) -> Policy:
+    """What a `dtype` argument means for a model with random weights; see `CausalLM.from_config`."""
+    if name == "auto" and quant is not None:
+        return Policy(DTYPES["bf16"], None)
+    return Policy.named(("mixed" if cpu.fast_bf16() else "f32") if name == "auto" else name)
+
+
+def natural(types: Iterable[QType]) -> Compute:
     """f32 where all weights are f32; else bf16 where this CPU multiplies that faster."""
-    exact = all(isinstance(weight, Tensor) and weight.dtype == np.float32 for weight in weights)
-    return "f32" if exact or not cpu.fast_bf16() else "bf16"
+    return "f32" if all(kind.name == "f32" for kind in types) or not cpu.fast_bf16() else "bf16"
 
 
 def storage_named(name: str) -> np.dtype[Any] | None:

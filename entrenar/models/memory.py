@@ -29,6 +29,21 @@ def available_bytes() -> int:
     return max(free, 0)
 
 
+def resident_bytes() -> int:
+    """Memory of this process that is in RAM now."""
+    return _status("VmRSS")
+
+
+def peak_resident_bytes() -> int:
+    """The most memory that this process had in RAM at once, mapped files included."""
+    return _status("VmHWM")  # getrusage would count the process that started this one as well
+
+
+def _status(field: str) -> int:
+    text = Path("/proc/self/status").read_text()
+    return next(int(line.split()[1]) * 1024 for line in text.splitlines() if line.startswith(field))
+
+
 def require(sizes: Mapping[str, int], what: str) -> None:
     """Refuses what does not fit.
 

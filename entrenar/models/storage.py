@@ -4,7 +4,7 @@ to read; or quantized, each by itself."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from entrenar.errors import ConfigError
 from entrenar.models.dtype import DTYPES
 from entrenar.ops.parts import Weight
-from entrenar.quant import QTYPES, fitting, quantize
+from entrenar.quant import QTYPES, QTensor, QType, fitting, quantize
 from entrenar.quant.qtensor import ENCODED
 from entrenar.tensor import Tensor
 
@@ -58,6 +58,10 @@ class Plain:
 
     dtype: np.dtype[Any]
 
+    @property
+    def qtype(self) -> QType:
+        return next(QTYPES[name] for name, dtype in DTYPES.items() if dtype == self.dtype)
+
     def nbytes(self, shape: tuple[int, ...]) -> int:
         return math.prod(shape) * self.dtype.itemsize
 
@@ -81,6 +85,10 @@ class Quantized:
 
     name: str
 
+    @property
+    def qtype(self) -> QType:
+        return QTYPES[self.name]
+
     def nbytes(self, shape: tuple[int, ...]) -> int:
         return QTYPES[self.name].nbytes(math.prod(shape))
 
@@ -92,6 +100,11 @@ class Quantized:
 
     def weight(self, values: NDArray[Any], trainable: bool) -> Weight:
         return quantize(values, self.name)
+
+
+def qtype_of(weight: Weight) -> QType:
+    """The type of a weight in memory."""
+    return weight.qtype if isinstance(weight, QTensor) else Plain(weight.dtype).qtype
 
 
 UNQUANTIZED = ("model.embed_tokens.weight", "lm_head.weight")  # by `quant`
@@ -112,3 +125,30 @@ def kept_as(name: str, shape: tuple[int, ...], dtype: np.dtype[Any], quant: str 
         return Plain(dtype)
     fits = fitting(quant, shape[-1])
     return Plain(DTYPES[fits]) if fits in DTYPES else Quantized(fits)
+
+
+def kept_from(
+    stored: Mapping[str, QType],
+    shapes: Mapping[str, tuple[int, ...]],
+    dtype: np.dtype[Any] | None,
+    quant: str | None,
+) -> dict[str, Plain | Quantized | QType]:
+    """How the weights of a file are kept, by name: `stored` says how they are there, a QType as the result that they
+    stay so. `dtype`: of all matrices; without it each keeps its own.
+
+    Raises:
+        ConfigError: `quant` is no type that weights can be quantized to, or the file's are quantized already.
+    """
+    kept: dict[str, Plain | Quantized | QType] = {}
+    for name, shape in shapes.items():
+        kind = stored[name]
+        own = DTYPES.get(kind.name)
+        if kind.decodes:
+            if quant is not None:
+                raise ConfigError("quant", f"{quant!r}: {name} is quantized already, to {kind.name}; leave it out")
+            if dtype is None and len(shape) == 2:
+                kept[name] = kind
+                continue
+            own = DTYPES["f16"]
+        kept[name] = kept_as(name, shape, DTYPES["f32"] if own is None else dtype or own, quant)
+    return kept

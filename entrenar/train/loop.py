@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import resource
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -16,6 +15,7 @@ from entrenar.data import Batch, Dataset, Sampler, batches, show
 from entrenar.errors import CheckpointError, ConfigError, DataError, NonFiniteError, UsageError
 from entrenar.formats import checkpoint
 from entrenar.formats.files import write_json
+from entrenar.models.memory import peak_resident_bytes
 from entrenar.observe.curve import write_curve
 from entrenar.observe.events import emit, subscribed
 from entrenar.observe.sinks import MetricsWriter, read_metrics
@@ -148,7 +148,7 @@ class Trainer:
                 predicted=self.plan.predicted,
                 budget=self.plan.budget,
                 recomputed=self.plan.recomputed,
-                layers=self.plan.footprint.layers,
+                layers=self.plan.layers,
             )
             emit(
                 "train.start",
@@ -280,7 +280,7 @@ class Trainer:
             epoch=round(self.sampler.progress, 4) if not self.config.random_crops else None,
             tokens=progress.tokens,
             tokens_per_second=positions / max(time.monotonic() - began, 1e-9),
-            peak_rss_gb=peak_rss_gb(),
+            peak_rss_gb=peak_resident_bytes() / 2**30,
             elapsed=progress.elapsed,
         )
 
@@ -425,8 +425,3 @@ def shorten(text: str, limit: int = 600) -> str:
     """Text of at most `limit` characters: its beginning and its end."""
     half = limit // 2
     return text if len(text) <= limit else f"{text[:half]} … {text[-half:]}"
-
-
-def peak_rss_gb() -> float:
-    """Peak resident memory of this process in GiB, mapped pages included."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -101,7 +101,7 @@ def run_record(
         "config": dataclasses.asdict(config),
         "total_steps": total_steps,
         "resumed_from": resumed_from,
-        "memory": dataclasses.asdict(plan),
+        "memory": plan.record(),
         "model": {
             "source": model.source,
             "compute": model.compute,

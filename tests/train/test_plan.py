@@ -10,10 +10,13 @@ from train import tiny
 
 import entrenar as en
 from entrenar.errors import ConfigError, MemoryLimitError
+from entrenar.models.dtype import DTYPES
 from entrenar.models.memory import parse_bytes
+from entrenar.models.storage import kept_as
 from entrenar.observe import subscribed
 from entrenar.train import TrainConfig, Trainer
-from entrenar.train.plan import footprint, make_plan
+from entrenar.train.footprint import Footprint, Work
+from entrenar.train.plan import Plan, make_plan
 
 LORA = en.LoraConfig(r=16, target_modules="all-linear")
 QWEN = en.ModelConfig.preset("qwen2.5-0.5b")
@@ -57,9 +60,14 @@ def test_the_prediction_is_what_a_process_takes(dtype: str, lora: int, batch: in
         assert peak <= 1.05 * parse_bytes("budget", budget)
 
 
-def plan(budget: str | None, free: int = 0, **settings: object):
+def footprint(budget: str | None = None, **settings: object) -> tuple[Footprint, TrainConfig]:
     training = TrainConfig(batch_size=2, seq_len=512, memory_budget=budget, **settings)
-    return make_plan(footprint(QWEN, LORA, training, "bf16", 2 * QWEN.num_parameters()), training, free)
+    types = {n: kept_as(n, shape, DTYPES["bf16"], None).qtype for n, shape in QWEN.parameter_shapes().items()}
+    return Footprint(Work(QWEN, types, "bf16", LORA, training)), training
+
+
+def plan(budget: str | None, free: int = 0, **settings: object) -> Plan:
+    return make_plan(*footprint(budget, **settings), free)
 
 
 @pytest.mark.tier1
@@ -70,18 +78,18 @@ def test_a_budget_decides_how_many_layers_keep_their_activations() -> None:
     assert plan("4GB", gradient_checkpointing=True).recomputed == 24
     some = plan("1.7GB")
     assert 0 < some.recomputed < 24
-    assert some.predicted <= 1.7e9 < some.footprint.peak(some.recomputed - 1)  # as few as that needs
-    peaks = [some.footprint.peak(n) for n in range(25)]
+    assert some.predicted <= 1.7e9 < footprint()[0].peak(some.recomputed - 1).total  # as few as that needs
+    peaks = [footprint()[0].peak(n).total for n in range(25)]
     assert peaks == sorted(peaks, reverse=True)
     assert plan("auto", free=int(1.7e9 / 0.9)).recomputed == some.recomputed
 
 
 @pytest.mark.tier1
 def test_fewer_logits_are_the_last_resort() -> None:
-    size = plan(None).footprint
+    size, _ = footprint()
     assert plan("1.7GB").rows is None
     for rows in (256, 128):
-        tight = plan(f"{size.peak(24, rows)}")
+        tight = plan(f"{size.peak(24, rows).total}")
         assert (tight.recomputed, tight.rows) == (24, rows)
 
 
@@ -115,4 +123,4 @@ def test_the_run_says_its_plan(tmp_path) -> None:
     }  # fmt: skip
     record = json.loads((tmp_path / "run.json").read_text())
     assert record["memory"]["predicted"] == trainer.plan.predicted
-    assert sum(record["memory"]["footprint"].values()) > 0
+    assert sum(record["memory"]["parts"].values()) == trainer.plan.predicted

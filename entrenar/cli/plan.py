@@ -1,0 +1,159 @@
+"""``entrenar plan``: the memory and time of a training step, before anything is loaded, and what would make it fit."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from entrenar.backend import get_num_threads, isa
+from entrenar.cli.output import print_json
+from entrenar.cli.settings import option
+from entrenar.cli.step import StepSettings
+from entrenar.errors import AdapterError, ConfigError
+from entrenar.models.dtype import DTYPES, Policy, fresh, natural
+from entrenar.models.flops import useful_flops
+from entrenar.models.memory import available_bytes, gigabytes, parse_bytes
+from entrenar.models.source import open_model
+from entrenar.models.storage import Plain, Quantized, kept_as, kept_from
+from entrenar.quant import QType
+from entrenar.train.advice import suggestions
+from entrenar.train.config import TrainConfig
+from entrenar.train.footprint import Footprint, Work
+from entrenar.train.plan import MARGIN, Plan, make_plan
+from entrenar.train.speed import Rates, step_seconds
+
+WORDS = {
+    "process": "the process without the model",
+    "kernels": "kernels' room to work in",
+    "adapter": "the adapter",
+    "optimizer": "the optimizer's state",
+    "gradients": "gradients",
+    "activations": "activations kept for the way back",
+    "layer": "what the place in the step itself needs",
+    "logits": "logits held at once",
+}
+GIB = 2**30
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command(StepSettings):
+    """Say how much memory a training step will take, and about how long, before anything is loaded.
+
+    For a file only its header is read. With --fit the settings are sought that fit into that memory, the mildest change
+    first; by default into nine tenths of what is available. GB are 10^9 bytes, GiB 2^30.
+    """
+
+    batch_size: int = option(TrainConfig.batch_size, "sequences a step")
+    fit: str | None = option(None, "memory that a step may take, such as 8GB; by default what is available")
+    json: bool = option(False, "print one JSON object")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.fit is not None:
+            parse_bytes("fit", self.fit)
+
+    def run(self) -> int:
+        work = self.work()
+        free = available_bytes()
+        limit = int(MARGIN * free) if self.fit is None else parse_bytes("fit", self.fit)
+        plan = make_plan(Footprint(work), work.training, free)
+        rates = Rates.measured(work.compute)
+        found = suggestions(work, limit) if plan.predicted > limit else []
+        result = {
+            "model": self.preset or self.model or "sizes",
+            "parameters": work.config.num_parameters(),
+            "trained": sum(work.trained.values()),
+            "compute": work.compute,
+            "isa": isa(),
+            "threads": get_num_threads(),
+            "weights": by_type(work),
+            **as_json(work, plan, rates),
+            "limit_gb": limit / GIB,
+            "fits": plan.predicted <= limit,
+            "suggestions": [{"flags": list(s.flags), **as_json(s.work, s.plan, rates)} for s in found],
+        }
+        if self.json:
+            print_json(result)
+        else:
+            self.show(work, plan, result)
+        return 0
+
+    def work(self) -> Work:
+        """What would be loaded or made, and trained.
+
+        Raises:
+            ConfigError: nothing would be trained. AdapterError: no layer is selected.
+        """
+        kept: Mapping[str, Plain | Quantized | QType]
+        if self.model is not None:
+            source = open_model(self.model)
+            config, policy = source.config, Policy.named(self.dtype)
+            kept = kept_from(source.stored, config.parameter_shapes(), policy.storage, self.quant)
+        else:
+            config, policy = self.model_config(self.seq_len), fresh(self.made_as(), self.quant)
+            matrices = policy.storage or DTYPES["f32"]
+            kept = {n: kept_as(n, shape, matrices, self.quant) for n, shape in config.parameter_shapes().items()}
+        self.check_context(config)
+        types = {name: kind if isinstance(kind, QType) else kind.qtype for name, kind in kept.items()}
+        if self.full and self.dtype != "bf16" and any(kind.name != "f32" for kind in types.values()):
+            raise ConfigError("full", "weights in 16 bit or less are frozen; --dtype f32, mixed or bf16 trains them")
+        compute = policy.compute or natural(types.values())
+        work = Work(config, types, compute, self.adapter(), self.training())
+        if not work.trained:
+            raise AdapterError(f"target: {' '.join(self.target)} selects no linear layer")
+        return work
+
+    def show(self, work: Work, plan: Plan, result: dict[str, Any]) -> None:
+        """The tables, on stdout."""
+        what = "all weights" if self.full else f"an adapter of rank {self.rank}"
+        print(f"{result['model']}: {result['parameters']:,} parameters, {result['trained']:,} trained ({what})")
+        print(f"{self.batch_size} x {self.seq_len} tokens a step, {work.compute} at level {result['isa']}, "
+              f"{result['threads']} threads\n")  # fmt: skip
+        for name, row in result["weights"].items():
+            print(f"  {row['bytes'] / GIB:8.3f} GiB  weights in {name} ({row['parameters']:,})")
+        for part, words in WORDS.items():
+            print(f"  {plan.peak.parts[part] / GIB:8.3f} GiB  {words}")
+        again = f"{plan.recomputed} of {plan.layers} layers computed again" if plan.recomputed else "nothing recomputed"
+        print(f"  {plan.predicted / GIB:8.3f} GiB  at the peak, {plan.peak.where}; {again}")
+        print(f"\nabout {result['seconds_per_step']:.3g} s a step, {result['tokens_per_second']:,.0f} tokens/s")
+        limit = "--fit" if self.fit is not None else f"{MARGIN:.0%} of what is available"
+        size = gigabytes(int(result["limit_gb"] * GIB))
+        if result["fits"]:
+            print(f"fits into {size} ({limit})")
+        elif not result["suggestions"]:
+            print(f"does not fit into {size} ({limit}), and no setting makes it fit: take a smaller model")
+        else:
+            print(f"does not fit into {size} ({limit}); what does, the mildest change first:")
+            for row in result["suggestions"]:
+                print(f"  {row['predicted_peak_gb']:8.3f} GiB, {row['tokens_per_second']:8,.0f} tokens/s  "
+                      f"{' '.join(row['flags'])}")  # fmt: skip
+
+
+def by_type(work: Work) -> dict[str, dict[str, int]]:
+    """Parameters and bytes of each type of weights, the largest first."""
+    parameters, nbytes = Counter[str](), Counter[str]()
+    for name, kind in work.types.items():
+        parameters[kind.name] += work.elements[name]
+        nbytes[kind.name] += work.weights[name]
+    return {name: {"parameters": parameters[name], "bytes": size} for name, size in nbytes.most_common()}
+
+
+def as_json(work: Work, plan: Plan, rates: Rates) -> dict[str, Any]:
+    """A plan and its time as plain numbers."""
+    training = work.training
+    seconds = step_seconds(work, plan, rates)
+    return {
+        "batch_size": training.batch_size,
+        "seq_len": training.seq_len,
+        "recomputed_layers": plan.recomputed,
+        "layers": plan.layers,
+        "logits_rows": plan.rows,
+        "where": plan.peak.where,
+        "bytes": dict(plan.peak.parts),
+        "predicted_peak_gb": plan.predicted / GIB,
+        "tflop": useful_flops(work.config, work.trained, training.batch_size, training.seq_len) / 1e12,
+        "seconds_per_step": seconds,
+        "tokens_per_second": work.tokens / seconds,
+    }
