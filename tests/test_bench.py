@@ -17,7 +17,7 @@ RESULT: dict[str, Any] = {
     "machine": {"cpu": "X", "isa": "avx2", "threads": 2, "version": "1", "date": "2026-01-01"},
     "kernels": {"product": {"share": 0.8, "seconds": 1.0}},
     "steps": {"lora": {"share_of_peak": 0.5, "peak_rss_gb": 2.0}},
-    "peers": {"lora": {"tokens_per_second": {"ratio": 7.0}}},
+    "peers": {"lora": {"tokens_per_second": {"ratio": 7.0}, "peak_rss_gb": {"ratio": 0.3}}},
 }
 
 
@@ -44,16 +44,22 @@ def test_stored_results_say_where_they_come_from() -> None:
 @pytest.mark.parametrize(
     ("where", "value", "code", "line"),
     [
-        ((), None, 0, "4 figures, 0 worse"),
-        (("kernels", "product", "share"), 0.73, 0, "4 figures, 0 worse"),
+        ((), None, 0, "5 figures, 0 gone or worse"),
+        (("kernels", "product", "share"), 0.73, 0, "5 figures, 0 gone or worse"),
         (("kernels", "product", "share"), 0.7, 1, "worse  product: share of limit: 0.800 -> 0.700 (-12.5%)"),
-        (("kernels", "product", "share"), 1.5, 0, "4 figures, 0 worse"),
+        (("kernels", "product", "share"), 1.5, 0, "5 figures, 0 gone or worse"),
         (("steps", "lora", "share_of_peak"), 0.4, 1, "worse  lora: share of peak"),
         (("steps", "lora", "peak_rss_gb"), 2.2, 1, "worse  lora: memory, GiB: 2.000 -> 2.200 (+10.0%)"),
-        (("steps", "lora", "peak_rss_gb"), 1.0, 0, "4 figures, 0 worse"),
+        (("steps", "lora", "peak_rss_gb"), 1.0, 0, "5 figures, 0 gone or worse"),
         (("peers", "lora", "tokens_per_second", "ratio"), 6.0, 1, "worse  lora: speed by the peer's"),
+        (("peers", "lora", "peak_rss_gb", "ratio"), 0.33, 1, "worse  lora: memory by the peer's: 0.300 -> 0.330"),
+        (("kernels", "product", "share"), float("nan"), 1, "worse  product: share of limit: 0.800 -> nan"),
+        (("steps", "lora", "peak_rss_gb"), float("nan"), 1, "worse  lora: memory, GiB: 2.000 -> nan"),
+        (("kernels",), {}, 1, "gone   product: of kernels"),
+        (("steps",), {"other": RESULT["steps"]["lora"]}, 1, "gone   lora: of steps"),
+        (("peers",), {}, 0, "3 figures, 0 gone or worse"),
         (("machine", "isa"), "avx512", 2, "these can't be compared: isa was avx2, is avx512"),
-        (("machine", "version"), "2", 0, "4 figures, 0 worse"),
+        (("machine", "version"), "2", 0, "5 figures, 0 gone or worse"),
     ],
 )
 def test_regressions_are_seen(
@@ -69,6 +75,14 @@ def test_regressions_are_seen(
     (tmp_path / "b.json").write_text(json.dumps(new))
     done = script("compare.py", str(tmp_path / "a.json"), str(tmp_path / "b.json"))
     assert (done.returncode, line in done.stdout) == (code, True), done.stdout + done.stderr
+
+
+@pytest.mark.tier2
+def test_a_section_that_was_not_run_is_not_missed(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps(RESULT))
+    (tmp_path / "b.json").write_text(json.dumps({key: RESULT[key] for key in ("machine", "kernels")}))
+    done = script("compare.py", str(tmp_path / "a.json"), str(tmp_path / "b.json"))
+    assert (done.returncode, "1 figures, 0 gone or worse" in done.stdout) == (0, True), done.stdout + done.stderr
 
 
 @pytest.mark.tier2

@@ -126,7 +126,7 @@ def test_a_special_value_reaches_its_row_and_column_alone(isa, m, value):
 
 @pytest.mark.parametrize("dtype", [np.float32, BF16])
 def test_nothing_beyond_the_arrays_is_read_or_written(isa, dtype):
-    for m, k, n in ((1, 1, 1), (1, 37, 5), (7, 19, 33), (31, 5, 47)):
+    for m, k, n in ((1, 1, 1), (1, 37, 5), (7, 19, 33), (31, 5, 47), (31, 6, 47), (15, 64, 40)):
         for ta in (False, True):
             for tb in (False, True):
                 a = guarded(floats(1, *((k, m) if ta else (m, k))), BF16)
@@ -149,15 +149,38 @@ def test_bits_do_not_depend_on_threads(isa, same_on_any_threads, shape):
         same_on_any_threads(lambda some=some: cpu.product(some, np.empty((m, n), BF16), residual=residual))
 
 
-@pytest.mark.parametrize("out_type", [np.float32, BF16])
-@pytest.mark.parametrize("shape", [(300, 8000, 140), (1100, 2000, 530)], ids=["deep", "tall"])
-def test_operands_too_large_for_the_cache_are_multiplied_in_parts(isa, shape, out_type, same_on_any_threads):
+DEEP, TALL = (300, 8000, 140), (1100, 2000, 530)  # rows, steps of k, columns: packed, A and B exceed what is shared
+
+
+def left(seed, m, k, layout):
+    """A matrix that is read where it lies ("rows"), or has to be packed: what it is in memory is not rows of words."""
+    if layout == "f16":
+        return floats(seed, m, k).astype(np.float16)
+    type_ = BF16 if layout.startswith("bf16") else np.float32
+    return floats(seed, k, m).astype(type_).T if layout.endswith("columns") else floats(seed, m, k).astype(type_)
+
+
+@pytest.mark.parametrize(
+    ("shape", "layout", "out_type"),
+    [
+        (DEEP, "f32 columns", np.float32),
+        (DEEP, "f16", BF16),
+        (DEEP, "bf16 columns", np.float32),
+        (DEEP, "bf16 columns", BF16),
+        (DEEP, "bf16 rows", BF16),
+        (TALL, "f32 columns", BF16),
+        (TALL, "bf16 columns", np.float32),
+        (TALL, "f32 rows", np.float32),
+    ],
+)
+def test_operands_too_large_for_the_cache_are_multiplied_in_parts(isa, shape, layout, out_type, same_on_any_threads):
+    """With a short term whose A is packed, and one whose A is read where it lies."""
     m, k, n = shape
-    type_ = np.float32
-    if cpu.fast_bf16() and out_type == BF16:  # a step is two k
-        type_, k = BF16, 2 * k
-    x, w, low = floats(1, m, k).astype(type_), floats(2, n, k).astype(type_), floats(3, m, 16).astype(type_)
-    terms = [(x, w.T), (low, floats(4, 16, 40), 50)]
+    k *= 2 if cpu.fast_bf16() and layout.startswith("bf16") else 1  # a step is two k
+    x, low, more = left(1, m, k, layout), floats(3, 16, m).astype(BF16).T, floats(7, m, 24)
+    more = more.astype(BF16) if layout.startswith("bf16") else more
+    w = floats(2, n, k).astype(x.dtype)
+    terms = [(x, w.T), (low, floats(4, 16, 40), 50), (more, floats(8, 24, 30), 5)]
     bias, residual = floats(5, n), floats(6, m, n).astype(out_type)
     out = cpu.product(terms, np.empty((m, n), out_type), bias=bias, residual=residual)
     rows = np.arange(0, m, 29)
@@ -166,7 +189,25 @@ def test_operands_too_large_for_the_cache_are_multiplied_in_parts(isa, shape, ou
     before = out.copy()
     cpu.product(terms, out, accumulate=True)
     assert_product(out[rows], seen_terms, before=before[rows])
-    same_on_any_threads(lambda: cpu.product(terms, np.empty((m, n), out_type), residual=residual))
+    if layout in ("f32 columns", "bf16 columns"):
+        same_on_any_threads(lambda: cpu.product(terms, np.empty((m, n), out_type), residual=residual))
+
+
+@pytest.mark.parametrize("shape", [(33, 64, 70), (200, 66, 40)])
+def test_rows_of_bf16_that_are_no_whole_words_are_packed(isa, shape):
+    """An odd distance of rows, an odd address, an odd k (behind which is NaN), one row for all."""
+    m, k, n = shape
+    apart = np.full((m, k + 1), np.nan, BF16)
+    apart[:, :k] = floats(1, m, k)
+    even = np.full((m, k + 2), np.nan, BF16)
+    even[:, : k - 1] = floats(2, m, k - 1)
+    raw = np.empty(m * k + 1, BF16)
+    odd = raw[1:] if raw.ctypes.data % 4 == 0 else raw[:-1]
+    odd[:] = floats(3, m * k)
+    one = np.broadcast_to(floats(4, k).astype(BF16), (m, k))
+    for a in (apart[:, :k], even[:, : k - 1], odd.reshape(m, k), one):
+        terms = [(a, floats(5, n, a.shape[1]).astype(BF16).T)]
+        assert_product(cpu.product(terms, np.empty((m, n), np.float32)), terms)
 
 
 @pytest.mark.tier1

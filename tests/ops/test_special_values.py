@@ -82,7 +82,9 @@ def test_exact_arithmetic_is_numpys_to_the_bit(
 @quick
 @given(broadcasting())
 def test_pow_is_the_nearest_of_float64(operands: tuple[np.ndarray, np.ndarray]) -> None:
-    expected = numpy(np.power, *(x.astype(np.float64) for x in operands))
+    x, y = (x.astype(np.float64) for x in operands)
+    # Where all exponents are one value, 0.5, NumPy takes the square root, whose -inf is NaN; pow(-inf, 0.5) is inf.
+    expected = np.where(np.isneginf(x) & (y == 0.5), np.inf, numpy(np.power, x, y))
     assert_close(ops.pow(*map(Tensor, operands)), expected, 64)
 
 
