@@ -429,7 +429,7 @@ def buffer(shape, dtype=np.float32):
 
 
 def joined(arrays):
-    """Arrays one below the other as one read-only view, where they are consecutive rows of one array's memory; or None."""
+    """Arrays one below the other as one read-only view, where they are consecutive rows of one array in memory; or None."""
     cdef cnp.ndarray first = plain(arrays[0], "joined", "arrays[0]"), last = first, a
     cdef int nd = cnp.PyArray_NDIM(first), i
     cdef cnp.npy_intp shape[EN_MAX_DIMS]

@@ -69,7 +69,8 @@ static double cgroup_quota(void) {
         if (*controllers && !v1) continue;
         for (;;) {
             char directory[560];
-            snprintf(directory, sizeof directory, "/sys/fs/cgroup%s%s", v1 ? "/cpu" : "", strcmp(group, "/") ? group : "");
+            snprintf(directory, sizeof directory, "/sys/fs/cgroup%s%s", v1 ? "/cpu" : "",
+                     strcmp(group, "/") ? group : "");
             best = smaller_quota(quota_in(directory), best);
             char *slash = strrchr(group, '/');
             if (!slash || !*group) break;
