@@ -1,7 +1,8 @@
 /* One persistent pool of threads; no OpenMP (libgomp is not fork-safe and collides with other runtimes in a process).
  *
  * A job is published by one 64-bit ticket, generation and number of parts together, so that a worker that was late
- * for a job it had no part in can't mistake it for the next one. Idle workers spin for some 100 microseconds, then sleep.
+ * for a job it had no part in can't mistake it for the next one. Idle workers spin for some 100
+ * microseconds, then sleep.
  */
 #define _GNU_SOURCE
 #include "entrenar.h"
@@ -68,8 +69,8 @@ static void run_part(int part, int parts) {
     pool.fn(pool.context, begin, begin + q + (part < r));
 }
 
-/* Linux likes to wake a thread on the CPU of the one that wakes it; there it would wait for its caller, which is about to
- * compute. So sleepers are woken anywhere else, and may move again as soon as they run. */
+/* Linux likes to wake a thread on the CPU of the one that wakes it; there it would wait for its caller, which is about
+ * to compute. So sleepers are woken anywhere else, and may move again as soon as they run. */
 static void keep_off_this_cpu(int parts) {
     int here = sched_getcpu();
     if (here < 0 || sched_getaffinity(0, sizeof pool.allowed, &pool.allowed)) return;

@@ -126,7 +126,7 @@ cdef class Params:
 
 
 def square_sums(list arrays not None):
-    """The sum of the squares of each array (f32), in double: a list of floats. The order depends on the shapes alone."""
+    """The sum of the squares of each array (f32), in double: a list of floats. Shapes alone decide the order."""
     cdef const en_kernels *k = kernels()
     cdef Params params = Params("square_sums", len(arrays))
     cdef Py_ssize_t i, count = params.count
@@ -150,8 +150,8 @@ def adam_step(list p not None, g, m, v, steps, double lr, double beta1, double b
     m_absmax, v_absmax: lists of None, or of f32 arrays (blocks of 256 elements,) where m and v are of uint8 codes; all
     zero at first. Written in place too. csrc/kernels/adamw8.h has the codes.
 
-    random: a list of None, or of (seed, offset) where p is bfloat16: it is rounded stochastically with the random numbers
-    there; 128 for each begun 256 elements.
+    random: a list of None, or of (seed, offset) where p is bfloat16: it is rounded stochastically with the random
+    numbers there; 128 for each begun 256 elements.
     """
     cdef const en_kernels *k = kernels()
     cdef Params params = Params("adam_step", len(p))

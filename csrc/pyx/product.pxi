@@ -4,8 +4,8 @@ def matmul(a, b, bint trans_a=False, bint trans_b=False, out=None, bint accumula
     """a (..., M, K) times b (..., K, N) -> (..., M, N), f32.
 
     b may be float32, bfloat16 or float16. trans_a, trans_b swap the last two dimensions of that operand. Batch
-    dimensions broadcast; operands may have any strides. out: C-contiguous result to write, or with accumulate to add to.
-    Raises ShapeError, DTypeError.
+    dimensions broadcast; operands may have any strides. out: C-contiguous result to write, or with accumulate to add
+    to. Raises ShapeError, DTypeError.
     """
     cdef const en_kernels *k = kernels()
     cdef en_gemm p
@@ -22,7 +22,8 @@ def matmul(a, b, bint trans_a=False, bint trans_b=False, out=None, bint accumula
     pb = whole_strides(pb, size)
     nb = cnp.PyArray_NDIM(pb)
     if na < 2 or nb < 2 or na > EN_MAX_DIMS or nb > EN_MAX_DIMS:
-        raise ShapeError(f"matmul: operands need 2 to {<int>EN_MAX_DIMS} dimensions, shapes are {a.shape} and {b.shape}")
+        raise ShapeError(f"matmul: operands need 2 to {<int>EN_MAX_DIMS} dimensions, "
+                         f"shapes are {a.shape} and {b.shape}")
     p.m = cnp.PyArray_DIM(pa, na - 1 if trans_a else na - 2)
     t.k = cnp.PyArray_DIM(pa, na - 2 if trans_a else na - 1)
     p.n = cnp.PyArray_DIM(pb, nb - 2 if trans_b else nb - 1)
@@ -89,8 +90,8 @@ def matmul(a, b, bint trans_a=False, bint trans_b=False, out=None, bint accumula
         status = k.gemm(&p, &batch)
     for i in range(batch.ndim):
         products *= batch.shape[i]
-    check(status, "matmul", 2 * products * p.m * p.n * t.k, bytes_of(pa) + bytes_of(pb) + bytes_of(pc), EN_F32, p.m, p.n,
-          t.k)
+    check(status, "matmul", 2 * products * p.m * p.n * t.k, bytes_of(pa) + bytes_of(pb) + bytes_of(pc), EN_F32,
+          p.m, p.n, t.k)
     return pc
 
 

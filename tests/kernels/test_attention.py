@@ -134,6 +134,17 @@ def test_head_sizes(isa, dtype):
         assert_attention(q, k, v, g, d**-0.5)
 
 
+@both_types
+def test_peaked_softmax_at_scale_1(isa, dtype):
+    rng = np.random.default_rng(13)
+    q, g, k, v = draw(rng, dtype, *[(1, 200, 4, 64)] * 2, *[(1, 200, 2, 64)] * 2)
+    o, lse = cpu.attention(q, k, v, 1.0)
+    grads = cpu.attention_backward(g, q, k, v, o, lse, 1.0)
+    want_o, _, *want = reference(q, k, v, g, 1.0, True, 0, None)
+    for got, exact in zip((o, *grads), (want_o, *want), strict=True):
+        assert close(got, exact, PEAKED[dtype])
+
+
 def test_scores_far_apart_neither_overflow_nor_vanish(isa):
     rng = np.random.default_rng(1)
     q, k, v, g = draw(rng, F32, *[(1, 300, 1, 8)] * 4)
