@@ -90,10 +90,10 @@ oracles: build  ## add the quick development-only programs that tests marked `or
 	@touch $@
 
 # Sanitized builds live in environments of their own, so that an everyday build is never mistaken for one.
-san: .venv-san/.built  ## tests of kernels, formats and operations under AddressSanitizer and UBSan
+san: .venv-san/.built  ## tests of kernels, formats, storage and operations under AddressSanitizer and UBSan
 	@LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
 	 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 $(SANITIZED) \
-	 .venv-san/bin/python -m pytest -q -p no:cacheprovider $(wildcard tests/kernels tests/formats tests/ops)
+	 .venv-san/bin/python -m pytest -q -p no:cacheprovider $(wildcard tests/kernels tests/formats tests/ops tests/quant)
 
 .venv-san/.built: $(NATIVE)
 	@echo "make: building with AddressSanitizer and UBSan in .venv-san"
@@ -103,9 +103,18 @@ san: .venv-san/.built  ## tests of kernels, formats and operations under Address
 	  "-Ccmake.define.ENTRENAR_SAN=-fsanitize=address,undefined -fno-omit-frame-pointer" -e ".[test]"
 	@touch $@
 
+# The codecs alone, without Python: fuzz/codecs.c with the files of csrc/ that it needs.
+build/fuzz-codecs: fuzz/codecs.c $(wildcard csrc/quant/*) csrc/entrenar.h csrc/threads.c csrc/cores.c csrc/memory.c
+	@command -v $(FUZZ_CC) >/dev/null || { echo "make fuzz: $(FUZZ_CC) is not installed" >&2; exit 2; }
+	@mkdir -p build
+	@$(FUZZ_CC) -g -O1 -ffp-contract=off -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=undefined \
+	  -o $@ $(filter %.c,$^) -lpthread -lm
+
 # malloc_context_size: stacks of allocations cost four fifths of the time; raise it to look into a crash.
-fuzz: .venv-fuzz/.built  ## each target of fuzz/ for FUZZ_SECONDS=60 under AddressSanitizer (needs clang-19)
+fuzz: .venv-fuzz/.built build/fuzz-codecs  ## each target of fuzz/ for FUZZ_SECONDS=60 under AddressSanitizer (needs clang-19)
 	@mkdir -p fuzz/corpus fuzz/crashes
+	@mkdir -p fuzz/corpus/codecs; echo "== fuzz/codecs.c: $(FUZZ_SECONDS) s"; \
+	  build/fuzz-codecs -max_total_time=$(FUZZ_SECONDS) -artifact_prefix=fuzz/crashes/codecs- fuzz/corpus/codecs
 	@for target in fuzz/[a-z]*.py; do \
 	  name=$$(basename $$target .py); mkdir -p fuzz/corpus/$$name; echo "== $$target: $(FUZZ_SECONDS) s"; \
 	  LD_PRELOAD="$$(.venv-fuzz/bin/python -c 'import atheris; print(atheris.path())')/asan_with_fuzzer.so" \

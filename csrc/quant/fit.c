@@ -3,7 +3,6 @@
 
 #include "codec.h"
 
-enum { MOST = 32 };                        /* values in a group */
 static const float negligible = 1e-15f; /* groups of smaller values are zeros */
 
 float largest(int n, const float *x) {
@@ -23,65 +22,73 @@ float farthest(int n, const float *x) {
     return found;
 }
 
-static float affine_error(int n, const float *x, const float *weight, const uint8_t *q, float scale, float min,
-                          int absolute) {
-    float error = 0;
-    for (int i = 0; i < n; i++) {
-        float miss = scale * (float)q[i] + min - x[i];
-        error += weight[i] * (absolute ? fabsf(miss) : miss * miss);
+static lanes choose(codes mask, lanes a, lanes b) { return (lanes)(((codes)a & mask) | ((codes)b & ~mask)); }
+static lanes numbers(codes q) { return __builtin_convertvector(q, lanes); }
+
+/* `nearest` and `clamp` of codec.h, in lanes. */
+static codes bounded(lanes x, int levels) {
+    codes q = ((codes)(x + 12582912.0f) & 0x7fffff) - 0x400000, top = (codes){0} + levels;
+    q &= q > 0;
+    codes over = q > top;
+    return (top & over) | (q & ~over);
+}
+
+static lanes affine_errors(const struct groups *g, const codes *q, lanes scale, lanes min, int absolute) {
+    lanes error = {0};
+    for (int i = 0; i < g->n; i++) {
+        lanes miss = scale * numbers(q[i]) + min - g->x[i];
+        error += g->weight[i] * (absolute ? (lanes)((codes)miss & 0x7fffffff) : miss * miss);
     }
     return error;
 }
 
-static void affine_codes(int n, const float *x, float inverse, float min, int levels, uint8_t *q) {
-    for (int i = 0; i < n; i++) q[i] = (uint8_t)clamp(nearest(inverse * (x[i] - min)), 0, levels);
+/* The scale and min of least weighted squares for these codes; min is NaN where there are none. */
+static void affine_solve(const struct groups *g, const codes *q, lanes sum_w, lanes sum_x, lanes *scale, lanes *min) {
+    lanes sum_q = {0}, sum_qq = {0}, sum_xq = {0};
+    for (int i = 0; i < g->n; i++) {
+        lanes code = numbers(q[i]), weighted = g->weight[i] * code;
+        sum_q += weighted;
+        sum_qq += weighted * code;
+        sum_xq += weighted * g->x[i];
+    }
+    lanes determinant = sum_w * sum_qq - sum_q * sum_q, slope = (sum_w * sum_xq - sum_x * sum_q) / determinant;
+    lanes base = (sum_qq * sum_x - sum_q * sum_xq) / determinant;
+    codes above = base > 0;
+    *scale = choose(above, sum_xq / sum_qq, slope);
+    *min = choose(determinant > 0, choose(above, (lanes){0}, base), (lanes){0} + NAN);
 }
 
-float fit_affine(const struct fit_affine *how, int n, const float *x, const float *weight, uint8_t *q, float *least) {
-    float min = x[0], max = x[0], sum_w = weight[0], sum_x = weight[0] * x[0];
-    for (int i = 1; i < n; i++) {
-        if (x[i] < min) min = x[i];
-        if (x[i] > max) max = x[i];
-        sum_w += weight[i];
-        sum_x += weight[i] * x[i];
+void fit_affine(const struct fit_affine *how, const struct groups *g, uint8_t *q, float *scales, float *mins) {
+    codes best[MOST], trial[MOST];
+    lanes min = g->x[0], max = g->x[0], sum_w = {0}, sum_x = {0};
+    for (int i = 0; i < g->n; i++) {
+        min = choose(g->x[i] < min, g->x[i], min);
+        max = choose(g->x[i] > max, g->x[i], max);
+        sum_w += g->weight[i];
+        sum_x += g->weight[i] * g->x[i];
     }
-    if (min > 0) min = 0;
-    *least = -min;
-    if (max == min) {
-        memset(q, 0, (size_t)n);
-        return 0;
-    }
-    int levels = how->levels;
-    float range = max - min, inverse = (float)levels / range, scale = 1 / inverse;
-    affine_codes(n, x, inverse, min, levels, q);
-    float best = affine_error(n, x, weight, q, scale, min, how->absolute);
+    min = choose(min > 0, (lanes){0}, min);
+    codes flat = max == min; /* one value, not above 0 */
+    lanes inverse = (float)how->levels / (max - min), scale = 1 / inverse;
+    for (int i = 0; i < g->n; i++) best[i] = bounded(inverse * (g->x[i] - min), how->levels);
+    lanes least = affine_errors(g, best, scale, min, how->absolute);
     for (int step = 0; step <= how->steps; step++) {
-        uint8_t trial[MOST];
-        affine_codes(n, x, (how->first + how->step * (float)step + (float)levels) / (max - min), min, levels, trial);
-        float sum_q = 0, sum_qq = 0, sum_xq = 0;
-        for (int i = 0; i < n; i++) {
-            float w = weight[i], l = (float)trial[i];
-            sum_q += w * l;
-            sum_qq += w * l * l;
-            sum_xq += w * l * x[i];
-        }
-        float determinant = sum_w * sum_qq - sum_q * sum_q;
-        if (!(determinant > 0)) continue;
-        float this_scale = (sum_w * sum_xq - sum_x * sum_q) / determinant;
-        float this_min = (sum_qq * sum_x - sum_q * sum_xq) / determinant;
-        if (this_min > 0) {
-            this_min = 0;
-            this_scale = sum_xq / sum_qq;
-        }
-        float error = affine_error(n, x, weight, trial, this_scale, this_min, how->absolute);
-        if (!(error < best)) continue;
-        memcpy(q, trial, (size_t)n);
-        best = error;
-        scale = this_scale;
-        min = this_min;
+        lanes slope, base;
+        inverse = (how->first + how->step * (float)step + (float)how->levels) / (max - min);
+        for (int i = 0; i < g->n; i++) trial[i] = bounded(inverse * (g->x[i] - min), how->levels);
+        affine_solve(g, trial, sum_w, sum_x, &slope, &base);
+        lanes error = affine_errors(g, trial, slope, base, how->absolute);
+        codes better = error < least;
+        least = choose(better, error, least);
+        scale = choose(better, slope, scale);
+        min = choose(better, base, min);
+        for (int i = 0; i < g->n; i++) best[i] = (trial[i] & better) | (best[i] & ~better);
     }
-    *least = -min;
-    return scale;
+    for (int lane = 0; lane < LANES; lane++) {
+        scales[lane] = flat[lane] ? 0 : scale[lane];
+        mins[lane] = -min[lane];
+        for (int i = 0; i < g->n; i++) q[lane * g->n + i] = (uint8_t)(flat[lane] ? 0 : best[i][lane]);
+    }
 }
 
 struct sums {

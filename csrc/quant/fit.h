@@ -5,6 +5,16 @@
 
 #include <stdint.h>
 
+enum { LANES = 4, MOST = 32 };
+typedef float lanes __attribute__((vector_size(LANES * sizeof(float))));
+typedef int32_t codes __attribute__((vector_size(LANES * sizeof(int32_t))));
+
+/* Four groups at once, one a lane, so that their sums run side by side, each in its order. */
+struct groups {
+    int n; /* values in a group */
+    lanes x[MOST], weight[MOST];
+};
+
 /* x about scale·q - min, q from 0 to levels, min >= 0. The first trial spans the values; then 1/scale is tried for
  * levels + first, + step, ... (steps of them), each with the scale and min of least weighted squares. */
 struct fit_affine {
@@ -13,7 +23,8 @@ struct fit_affine {
     int steps;
     int absolute; /* compare by weighted absolute errors, else squares */
 };
-float fit_affine(const struct fit_affine *how, int n, const float *x, const float *weight, uint8_t *q, float *min);
+void fit_affine(const struct fit_affine *how, const struct groups *g, uint8_t *q /* group after group */, float *scale,
+                float *min);
 
 /* x about scale·(q - levels), q from 0 to 2·levels - 1, weighted by x². The extreme value becomes the lowest code, or
  * nearly: 19 scales around that are tried. */

@@ -21,30 +21,24 @@ static void decode_nibbles(const uint8_t *raw, const int8_t *level, float d, flo
     }
 }
 
-static void put_nibbles(uint8_t *raw, const uint8_t *q) {
-    for (int i = 0; i < HALF; i++) raw[i] = (uint8_t)(q[i] | q[i + HALF] << 4);
-}
-
-/* The nearest level's number; halfway, the upper one. */
-static uint8_t nearest_level(float x) {
-    if (x <= (float)levels[0]) return 0;
-    if (x >= (float)levels[15]) return 15;
-    int low = 0, high = 15;
-    while (high - low > 1) {
-        int middle = (low + high) / 2;
-        if (x < (float)levels[middle])
-            high = middle;
-        else
-            low = middle;
+/* The number of the level nearest to each x·inverse; halfway, the upper one. Sums over levels run side by side. */
+static void nearest_levels(const float *x, float inverse, int32_t *q) {
+    float scaled[N];
+    for (int i = 0; i < N; i++) scaled[i] = inverse * x[i];
+    memset(q, 0, N * sizeof *q);
+    for (int k = 0; k < 15; k++) {
+        float bound = (float)(levels[k] + levels[k + 1]) / 2;
+        for (int i = 0; i < N; i++) q[i] += scaled[i] >= bound;
     }
-    return (uint8_t)(x - (float)levels[low] < (float)levels[high] - x ? low : high);
 }
 
 /* Sums for the scale of least squares, weighted by x², where x·inverse is rounded to levels. */
 static void try_scale(const float *x, float inverse, float *sum_xq, float *sum_qq) {
+    int32_t codes[N];
+    nearest_levels(x, inverse, codes);
     *sum_xq = *sum_qq = 0;
     for (int i = 0; i < N; i++) {
-        float q = (float)levels[nearest_level(inverse * x[i])], w = x[i] * x[i];
+        float q = (float)levels[codes[i]], w = x[i] * x[i];
         *sum_xq += w * q * x[i];
         *sum_qq += w * q * q;
     }
@@ -67,10 +61,9 @@ static float fit(const float *x) {
 }
 
 static void encode_nibbles(const float *x, float scale, uint8_t *raw) {
-    uint8_t q[N];
-    float inverse = scale != 0 ? 1 / scale : 0;
-    for (int i = 0; i < N; i++) q[i] = nearest_level(inverse * x[i]);
-    put_nibbles(raw, q);
+    int32_t q[N];
+    nearest_levels(x, scale != 0 ? 1 / scale : 0, q);
+    for (int i = 0; i < HALF; i++) raw[i] = (uint8_t)(q[i] | q[i + HALF] << 4);
 }
 
 void en_decode_iq4_nl(const uint8_t *raw, float *y) { decode_nibbles(raw + 2, levels, half_at(raw), y); }

@@ -46,16 +46,22 @@ void en_decode_q2_k(const uint8_t *raw, float *y) {
 }
 
 void en_encode_q2_k(const float *x, uint8_t *raw) {
+    struct fit_affine how = {.levels = 3, .first = -0.5f, .step = 0.1f, .steps = 15, .absolute = 1};
     uint8_t q[N];
-    float scale[16], min[16], weight[16];
-    for (int g = 0; g < 16; g++) {
-        for (int i = 0; i < 16; i++) weight[i] = fabsf(x[g * 16 + i]);
-        struct fit_affine how = {.levels = 3, .first = -0.5f, .step = 0.1f, .steps = 15, .absolute = 1};
-        scale[g] = fit_affine(&how, 16, x + g * 16, weight, q + g * 16, &min[g]);
+    float scale[16], min[16];
+    for (int first = 0; first < 16; first += LANES) {
+        struct groups groups = {.n = 16};
+        for (int lane = 0; lane < LANES; lane++)
+            for (int i = 0; i < 16; i++) {
+                groups.x[i][lane] = x[(first + lane) * 16 + i];
+                groups.weight[i][lane] = fabsf(groups.x[i][lane]);
+            }
+        fit_affine(&how, &groups, q + first * 16, scale + first, min + first);
     }
     float most_scale = largest(16, scale), most_min = largest(16, min);
     float to_scale = most_scale > 0 ? 15 / most_scale : 0, to_min = most_min > 0 ? 15 / most_min : 0;
-    for (int g = 0; g < 16; g++) raw[g] = (uint8_t)(nearest(to_scale * scale[g]) | nearest(to_min * min[g]) << 4);
+    for (int g = 0; g < 16; g++) /* of bytes: a tiny scale has no inverse, and what `nearest` then gives no range */
+        raw[g] = (uint8_t)(nearest(to_scale * scale[g]) | (unsigned)nearest(to_min * min[g]) << 4);
     put_half(raw + 80, most_scale > 0 ? most_scale / 15 : 0);
     put_half(raw + 82, most_min > 0 ? most_min / 15 : 0);
     for (int g = 0; g < 16; g++)
@@ -123,13 +129,20 @@ static void put_scales(uint8_t *raw, const float *scale, const float *min, float
 
 /* Scales and mins into the 16 bytes that both types begin with, and the codes. */
 static void encode_groups(const struct fit_affine *how, const float *x, uint8_t *raw, uint8_t *q) {
-    float scale[8], min[8], weight[32];
-    for (int g = 0; g < 8; g++) {
-        float squares = 0;
-        for (int i = 0; i < 32; i++) squares += x[g * 32 + i] * x[g * 32 + i];
-        float typical = sqrtf(squares / 32);
-        for (int i = 0; i < 32; i++) weight[i] = typical + fabsf(x[g * 32 + i]);
-        scale[g] = fit_affine(how, 32, x + g * 32, weight, q + g * 32, &min[g]);
+    float scale[8], min[8];
+    for (int first = 0; first < 8; first += LANES) {
+        struct groups groups = {.n = 32};
+        for (int lane = 0; lane < LANES; lane++) {
+            const float *group = x + (first + lane) * 32;
+            float squares = 0;
+            for (int i = 0; i < 32; i++) squares += group[i] * group[i];
+            float typical = sqrtf(squares / 32);
+            for (int i = 0; i < 32; i++) {
+                groups.x[i][lane] = group[i];
+                groups.weight[i][lane] = typical + fabsf(group[i]);
+            }
+        }
+        fit_affine(how, &groups, q + first * 32, scale + first, min + first);
     }
     float most_scale = largest(8, scale), most_min = largest(8, min);
     put_scales(raw + 4, scale, min, most_scale > 0 ? 63 / most_scale : 0, most_min > 0 ? 63 / most_min : 0);

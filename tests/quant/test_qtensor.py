@@ -142,6 +142,9 @@ def test_flat_types_take_any_shape(name: str, shape: tuple[int, ...]) -> None:
 def test_zeros_and_equal_values() -> None:
     for name in ENCODED:
         assert not quantize(np.zeros((2, 256), np.float32), name).dense().any()
+        for tiny in (1e-20, 1e-38, 1e-44):  # scales without an inverse
+            x = values(2, 256) * np.float32(tiny)
+            assert np.all(np.abs(quantize(x, name).dense()) <= 2.0**-24 * 128), tiny
     assert np.all(quantize(np.ones(512, np.float32), "nf4").dense() == 1)  # scales equal their mean
     assert not quantize(np.float32([]), "nf4").dense().size
 
