@@ -40,7 +40,7 @@ def kernels(quick: bool) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernels.json"
         command = [sys.executable, str(HERE / "kernels.py"), "-o", str(path), "--quiet"]
-        subprocess.run([*command, "--processes", "1", "--values", "3"] if quick else command, check=True)
+        subprocess.run([*command, "--processes", "1" if quick else "5", "--values", "3"], check=True)
         suite = pyperf.BenchmarkSuite.load(str(path))
     peaks = cpu.peaks()
     return {b.get_name(): rates(b.get_name(), b.median(), peaks) for b in suite.get_benchmarks()}
