@@ -30,6 +30,7 @@ COMMANDS = MappingProxyType(
         "merge": ("entrenar.cli.merge", "add an adapter into the weights and save the model"),
         "convert": ("entrenar.cli.convert", "between GGUF and Hugging Face directories, and between types"),
         "plan": ("entrenar.cli.plan", "how much memory a training step will take, and what would make it fit"),
+        "quantize": ("entrenar.cli.quantize", "a model's matrices in fewer bits, as GGUF"),
         "bench": ("entrenar.cli.bench", "training steps: speed, memory, and where the time goes"),
         "doctor": ("entrenar.cli.doctor", "CPU level, threads, GPU, versions; what is missing"),
     }

@@ -19,12 +19,13 @@ class Command:
 
     With --adapter it is the adapter that is converted, between PEFT's directory and llama.cpp's GGUF.
 
-    Quantized weights are expanded to f16.
+    Quantized weights stay as they are from GGUF to GGUF; in a directory they become f16.
     """
 
     model: str = required("what to convert: a GGUF file or a Hugging Face directory")
     out: str = required("where it goes: a name ending in .gguf, or a directory")
     dtype: Literal["auto", "f32", "f16", "bf16"] = option("auto", "type of the matrices; auto keeps it")
+    quant: str | None = option(None, "quantize the matrices of a GGUF file: q4_k, q8_0 …")
     adapter: str | None = option(None, "an adapter of the model: a PEFT directory or a GGUF file, to be converted")
     force: bool = option(False, "replace what is at --out")
     json: bool = option(False, "print one JSON object")
@@ -34,7 +35,7 @@ class Command:
         model = load(self.model)
         if self.adapter is not None:
             return self._convert_adapter(model, self.adapter, out)
-        model.save(out, dtype=self.dtype)
+        model.save(out, quant=self.quant, dtype=self.dtype)
         parameters = model.config.num_parameters()
         if self.json:
             print_json({"out": str(out), "model": self.model, "parameters": parameters, "dtype": self.dtype})

@@ -9,8 +9,9 @@ type.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -19,16 +20,36 @@ from entrenar.formats import gguf_types as gt
 from entrenar.formats.files import Array, LazyArray, PathType, as_bytes, atomic_file
 from entrenar.quant import QTYPES, QType
 
+
+@dataclass(frozen=True)
+class LazyBlocks:
+    """A quantized tensor to be written, made only when its turn comes: `load()` gives its blocks, uint8, 1-D."""
+
+    shape: tuple[int, ...]
+    qtype: QType
+    load: Callable[[], Array]
+
+    @property
+    def nbytes(self) -> int:
+        count = 1
+        for n in self.shape:
+            count *= n
+        return self.qtype.nbytes(count)
+
+
+Item: TypeAlias = Array | LazyArray | LazyBlocks
+
 _BY_DTYPE: dict[Any, QType] = {row.dtype: row for row in QTYPES.values() if row.dtype is not None}
 
 
-def write(path: PathType, metadata: Mapping[str, Any], tensors: Iterable[tuple[str, Array | LazyArray]]) -> int:
+def write(path: PathType, metadata: Mapping[str, Any], tensors: Iterable[tuple[str, Item]]) -> int:
     """Write a GGUF v3 file; it appears under `path` only when complete and on disk. Returns its size in
     bytes.
 
     `tensors` are (name, array) pairs of float32, float16 or bfloat16 in numpy order (at most 4-D); give a
-    `LazyArray` for one that is to be made only when its turn comes. Raises UsageError for a value, name,
-    shape or type that GGUF can't hold, and whatever a tensor's `load` raises; then nothing is left behind.
+    `LazyArray` for one that is to be made only when its turn comes, `LazyBlocks` for a quantized one. Raises
+    UsageError for a value, name, shape or type that GGUF can't hold, and whatever a tensor's `load` raises;
+    then nothing is left behind.
     """
     items = list(tensors)
     pairs = b"".join(_text(_key(key)) + _value(key, value) for key, value in metadata.items())
@@ -50,8 +71,11 @@ def write(path: PathType, metadata: Mapping[str, Any], tensors: Iterable[tuple[s
         file.write(header)
         for name, array in items:
             file.write(bytes(-file.size % alignment))
-            values = array.load() if isinstance(array, LazyArray) else array
-            if values.shape != array.shape or values.dtype != array.dtype:
+            values = array if isinstance(array, np.ndarray) else array.load()
+            if isinstance(array, LazyBlocks):
+                if values.dtype != np.uint8 or values.shape != (array.nbytes,):
+                    raise UsageError(f"tensor {name!r}: {values.size} bytes are not {array.nbytes}")
+            elif values.shape != array.shape or values.dtype != array.dtype:
                 announced = f"{array.dtype} {array.shape}"
                 raise UsageError(f"tensor {name!r}: {values.dtype} {values.shape} is not {announced}")
             file.write(as_bytes(values))
@@ -70,10 +94,13 @@ def _key(key: str) -> str:
     return key
 
 
-def _info(name: str, array: Array | LazyArray, offset: int) -> bytes:
-    qtype = _BY_DTYPE.get(array.dtype)
-    if qtype is None:
-        raise UsageError(f"tensor {name!r}: {array.dtype} can't be written; float32, float16 and bfloat16 can")
+def _info(name: str, array: Item, offset: int) -> bytes:
+    qtype = array.qtype if isinstance(array, LazyBlocks) else _BY_DTYPE.get(array.dtype)
+    if qtype is None or qtype.ggml_id is None:
+        kind = array.qtype.name if isinstance(array, LazyBlocks) else array.dtype
+        raise UsageError(f"tensor {name!r}: {kind} can't be written; float32, float16, bfloat16 and ggml's blocks can")
+    if isinstance(array, LazyBlocks) and array.shape and array.shape[-1] % qtype.block:
+        raise UsageError(f"tensor {name!r}: rows of {array.shape[-1]} do not fill {qtype.name}'s blocks")
     if len(array.shape) > gt.MAX_DIMS or 0 in array.shape:
         raise UsageError(f"tensor {name!r}: shape {array.shape}; GGUF has 0 to {gt.MAX_DIMS} dimensions, none 0")
     if len(name.encode()) > gt.MAX_NAME:

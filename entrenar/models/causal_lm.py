@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from os import PathLike
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from entrenar import ops
-from entrenar.errors import AdapterError, ConfigError, DataError, DTypeError, ShapeError
+from entrenar.errors import AdapterError, DataError, DTypeError, ShapeError
 from entrenar.generate import Generation, GenerationStream, SamplingConfig, generate
 from entrenar.models import memory
 from entrenar.models.adapters import Adapted
@@ -24,6 +24,9 @@ from entrenar.nn.layers import dropout_of, has_magnitude
 from entrenar.ops.parts import Weight
 from entrenar.tensor import Tensor, no_grad
 from entrenar.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from entrenar.models.save import Written
 
 DRAWN = 1 << 20  # random numbers drawn at a time
 IGNORE = -100  # a label that does not count, as in Hugging Face's trainers
@@ -152,22 +155,33 @@ class CausalLM(Adapted):
 
     # ---- files and text -------------------------------------------------------------------------------------------
 
-    def save(self, path: str | PathLike[str], quant: str | None = None, dtype: StorageName = "auto") -> None:
+    def save(
+        self,
+        path: str | PathLike[str],
+        quant: str | None = None,
+        dtype: StorageName = "auto",
+        merge: bool = False,
+        written: Written | None = None,
+    ) -> None:
         """Writes the model: ``*.gguf`` as GGUF, anything else as a Hugging Face directory. Atomic.
 
         Args:
-            dtype: type of the matrices in the file; ``"auto"`` keeps each as it is in memory.
+            quant: type that a GGUF file's matrices are quantized to, such as ``"q4_k"``; embedding and head get
+                ``q6_k`` (``q8_0`` beside ``q8_0``), and rows that do not fill a type's blocks what llama.cpp takes.
+            dtype: type of the matrices in the file; ``"auto"`` keeps each as it is in memory, packed ones in a GGUF
+                file as well.
+            merge: with the acting adapters in the weights, layer by layer on the way; the model stays as it is.
+            written: for a report on merging, see `entrenar.models.save.Content`.
 
         Raises:
-            AdapterError: an adapter is attached; ConfigError: `dtype` or `quant` is not served.
+            AdapterError: an adapter acts, and `merge` is not set; ConfigError: `dtype` or `quant` is not served.
         """
-        from entrenar.models.save import save
+        from entrenar.models.save import Content, save
 
-        if quant is not None:
-            raise ConfigError("quant", f"{quant!r}: models are saved in 32 or 16 bit; leave quant as None")
-        if self.adapter is not None:
+        if self.adapter is not None and not merge:
             raise AdapterError("an adapter is attached: merge_adapter() first, or save_adapter() to keep it apart")
-        save(self, path, storage_named(dtype))
+        factors = self.active_factors() if merge else None
+        save(self, path, Content(storage_named(dtype), quant, factors, written))
 
     def next_logits(self, ids: NDArray[np.int64], cache: KVCache) -> NDArray[np.float32]:
         """Logits (vocab,) after the last of ids (1, T), which follow what the cache holds and are added to it."""

@@ -2,79 +2,163 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from entrenar.errors import ConfigError
 from entrenar.formats import files, gguf_write, safetensors
 from entrenar.formats.files import LazyArray
 from entrenar.models.arch import architecture
+from entrenar.models.arch.base import SAME, Transform
 from entrenar.models.arch.rope import llama3_divisors
 from entrenar.models.dtype import DTYPES
 from entrenar.models.gguf_config import gguf_metadata
 from entrenar.models.hf_config import config_to_hf
+from entrenar.nn.lora import EMBEDDING, HEAD
+from entrenar.nn.low_rank import Factors
 from entrenar.ops.parts import Weight
+from entrenar.quant import QTYPES, QTensor, QType, fitting, quantize
+from entrenar.quant.qtensor import ENCODED
 from entrenar.tensor import Tensor
 
 if TYPE_CHECKING:
     from entrenar.models.causal_lm import CausalLM
 
-_FILE_TYPES = {"float32": 0, "float16": 1, "bfloat16": 32}  # GGUF's general.file_type
+# GGUF's general.file_type: the type of most tensors. Source: enum llama_ftype in llama.h of llama.cpp (MIT)
+_FILE_TYPES = {
+    "f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q8_0": 7, "q5_0": 8, "q5_1": 9, "q2_k": 10, "q3_k": 11, "q4_k": 14,
+    "q5_k": 16, "q6_k": 18, "iq4_nl": 25, "iq4_xs": 30, "bf16": 32,
+}  # fmt: skip
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+GGUF_QUANTS = tuple(name for name in ENCODED if name in _FILE_TYPES and name not in DTYPES)
+Written: TypeAlias = Callable[[str, NDArray[np.float32], NDArray[np.float32]], None]
 
 
-def save(model: CausalLM, path: str | PathLike[str], dtype: np.dtype[Any] | None) -> None:
-    """Writes every weight (matrices as `dtype`, None: as they are), the config and the tokenizer."""
+@dataclass(frozen=True)
+class Content:
+    """What a file is to hold of a model.
+
+    Attributes:
+        dtype: of the matrices, None for the one they have. quant: type of the matrices of a GGUF file instead.
+        factors: adapters by layer, to be merged on the way; the model's own weights stay as they are.
+        written: is told the path, the merged weight and what it is in the file, both f32, of each layer of `factors`.
+    """
+
+    dtype: np.dtype[Any] | None = None
+    quant: str | None = None
+    factors: Mapping[str, Factors] | None = None
+    written: Written | None = None
+
+    def stored_as(self, name: str, weight: Weight, gguf: bool) -> np.dtype[Any] | QType:
+        """The type that a weight has in the file.
+
+        As llama.cpp has it, embedding and head get more bits than other matrices (q6_k; q8_0 beside q8_0), types whose
+        blocks rows do not fill give way to smaller ones, and vectors stay f32.
+        """
+        if weight.ndim == 1:
+            return DTYPES["f32"]
+        if self.quant is not None:
+            outer = name in (f"{EMBEDDING}.weight", f"{HEAD}.weight")
+            kind = fitting("q6_k" if outer and self.quant != "q8_0" else self.quant, weight.shape[-1])
+            return DTYPES[kind] if kind in DTYPES else QTYPES[kind]
+        if self.dtype is not None:
+            return self.dtype
+        if isinstance(weight, Tensor):
+            return weight.dtype
+        return weight.qtype if gguf and not weight.qtype.flat and not self._changes(name) else DTYPES["f16"]
+
+    def _changes(self, name: str) -> bool:
+        return self.factors is not None and name.removesuffix(".weight") in self.factors
+
+    def values(self, name: str, weight: Weight, dtype: np.dtype[Any], transform: Transform = SAME) -> NDArray[Any]:
+        """The weight as `dtype`, merged, its rows in the file's order."""
+        if not self._changes(name):
+            return transform.to_gguf(weight.dense(dtype))
+        merged = self._merged(name, weight)
+        values = merged.astype(dtype, copy=False)
+        self._tell(name, merged, values.astype(np.float32, copy=False))
+        return transform.to_gguf(values)
+
+    def blocks(self, name: str, weight: Weight, kind: QType, transform: Transform) -> NDArray[Any]:
+        """The same as a quantized type's blocks; a packed weight that does not change keeps its own."""
+        changes = self._changes(name)
+        if isinstance(weight, QTensor) and weight.qtype is kind and not changes:
+            return transform.to_gguf(weight.bytes.reshape(weight.shape[0], -1)).reshape(-1)
+        values = self._merged(name, weight) if changes else weight.dense(np.float32)
+        packed = quantize(transform.to_gguf(values), kind.name)
+        if changes:
+            self._tell(name, values, transform.from_gguf(packed.dense(np.float32)))
+        return packed.bytes
+
+    def _merged(self, name: str, weight: Weight) -> NDArray[np.float32]:
+        assert self.factors is not None
+        return self.factors[name.removesuffix(".weight")].merged(weight.dense(np.float32))
+
+    def _tell(self, name: str, merged: NDArray[np.float32], stored: NDArray[np.float32]) -> None:
+        if self.written is not None:
+            self.written(name.removesuffix(".weight"), merged, stored)
+
+
+def save(model: CausalLM, path: str | PathLike[str], content: Content) -> None:
+    """Writes the weights, the config and the tokenizer.
+
+    Raises:
+        ConfigError: a quantized type that the form can't hold.
+    """
     path = Path(path)
-    if path.suffix == ".gguf":
-        _save_gguf(model, path, dtype)
-    else:
-        _save_directory(model, path, dtype)
+    if content.quant is not None and path.suffix != ".gguf":
+        raise ConfigError("quant", f"{content.quant!r}: quantized models are GGUF files; give a name ending in .gguf")
+    if content.quant is not None and content.quant not in GGUF_QUANTS:
+        raise ConfigError("quant", f"{content.quant!r} is no type of GGUF files; {', '.join(GGUF_QUANTS)} are")
+    (_save_gguf if path.suffix == ".gguf" else _save_directory)(model, path, content)
 
 
-def _arrays(model: CausalLM, dtype: np.dtype[Any] | None) -> Iterator[tuple[str, LazyArray]]:
-    """Every weight, converted only when it is written."""
-    for name, weight in model.named_weights():
-        stored = _dtype(weight) if dtype is None or weight.ndim == 1 else dtype
-        yield name, LazyArray(weight.shape, stored, partial(weight.dense, stored))
-
-
-def _dtype(weight: Weight) -> np.dtype[Any]:
-    """The type it has in memory; of packed weights f16, whose rounding is far below their own."""
-    return weight.dtype if isinstance(weight, Tensor) else DTYPES["f16"]
-
-
-def _main_dtype(model: CausalLM, dtype: np.dtype[Any] | None) -> str:
-    return str(dtype or _dtype(model.model.layers[0].mlp.down_proj.weight))
-
-
-def _save_directory(model: CausalLM, path: Path, dtype: np.dtype[Any] | None) -> None:
+def _save_directory(model: CausalLM, path: Path, content: Content) -> None:
     path.mkdir(parents=True, exist_ok=True)
-    safetensors.write_directory(path, dict(_arrays(model, dtype)))
+    arrays = {}
+    for name, weight in model.named_weights():
+        kind = content.stored_as(name, weight, gguf=False)
+        assert isinstance(kind, np.dtype)
+        arrays[name] = LazyArray(weight.shape, kind, partial(content.values, name, weight, kind))
+    safetensors.write_directory(path, arrays)
     if model.tokenizer is not None:
         model.tokenizer.save(path)
-    files.write_json(path / "config.json", config_to_hf(model.config, _main_dtype(model, dtype)))
+    main = arrays["model.layers.0.mlp.down_proj.weight"].dtype
+    files.write_json(path / "config.json", config_to_hf(model.config, str(main)))
 
 
-def _save_gguf(model: CausalLM, path: Path, dtype: np.dtype[Any] | None) -> None:
+def _save_gguf(model: CausalLM, path: Path, content: Content) -> None:
     names = {w.hf: w for w in architecture(model.config.model_type).weight_names(model.config)}
+    tensors: list[tuple[str, gguf_write.Item]] = []
+    kinds: Counter[str] = Counter()
+    for name, weight in model.named_weights():
+        kind, transform = content.stored_as(name, weight, gguf=True), names[name].transform
+        item: gguf_write.Item
+        if isinstance(kind, QType):
+            item = gguf_write.LazyBlocks(weight.shape, kind, partial(content.blocks, name, weight, kind, transform))
+        else:
+            item = LazyArray(weight.shape, kind, partial(content.values, name, weight, kind, transform))
+        tensors.append((names[name].gguf, item))
+        if weight.ndim > 1:
+            kinds[kind.name if isinstance(kind, QType) else _NAMES[kind]] += 1
+    divisors = llama3_divisors(model.config)
+    if divisors is not None:
+        tensors.append(("rope_freqs.weight", divisors))
     metadata = gguf_metadata(model.config)
     metadata["general.name"] = path.stem
-    metadata["general.file_type"] = _FILE_TYPES[_main_dtype(model, dtype)]
+    ((main, _),) = kinds.most_common(1)
+    metadata["general.file_type"] = _FILE_TYPES.get(main, 1)
+    if any(kind not in DTYPES for kind in kinds):
+        metadata["general.quantization_version"] = 2
     if model.tokenizer is not None:
         metadata |= model.tokenizer.gguf_metadata(model.config.vocab_size)
+    gguf_write.write(path, metadata, tensors)
 
-    def tensors() -> Iterator[tuple[str, NDArray[Any] | LazyArray]]:
-        for name, array in _arrays(model, dtype):
-            to_gguf = names[name].transform.to_gguf
-            permuted = partial(lambda load, change: change(load()), array.load, to_gguf)
-            yield names[name].gguf, LazyArray(array.shape, array.dtype, permuted)
-        divisors = llama3_divisors(model.config)
-        if divisors is not None:
-            yield "rope_freqs.weight", divisors
-
-    gguf_write.write(path, metadata, tensors())
