@@ -9,6 +9,12 @@ typedef __m512i vh; /* 32 numbers of 16 bits */
 
 WORD void store_halves(uint16_t *y, vh a) { _mm512_storeu_si512(y, a); }
 
+WORD float half_of(const uint8_t *p) {
+    uint16_t bits;
+    memcpy(&bits, p, sizeof bits);
+    return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(bits)));
+}
+
 /* 16 values as a table of bf16, twice: bit 4 of an index doesn't count. */
 WORD vh table_of(vf values) {
     const __m256i half = (__m256i)_mm512_cvtneps_pbh(values);
@@ -42,7 +48,7 @@ static void decode_q4_0_bf16(const struct en_blocks *w, int64_t first, int64_t n
     const uint8_t *raw = w->raw + first * 18;
     const vf level = v_sub(counting(), v_set(8));
     for (; n > 0; n--, raw += 18, y += 32) {
-        const vh table = table_of(v_mul(level, v_set(half_at(raw))));
+        const vh table = table_of(v_mul(level, v_set(half_of(raw))));
         const __m256i bytes = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)(raw + 2)));
         const vh codes = _mm512_inserti64x4(_mm512_castsi256_si512(bytes), _mm256_srli_epi16(bytes, 4), 1);
         store_halves(y, _mm512_permutexvar_epi16(codes, table));
@@ -52,18 +58,32 @@ static void decode_q4_0_bf16(const struct en_blocks *w, int64_t first, int64_t n
 static void decode_q8_0_bf16(const struct en_blocks *w, int64_t first, int64_t n, uint16_t *y) {
     const uint8_t *raw = w->raw + first * 34;
     for (; n > 0; n--, raw += 34, y += 32) {
-        const vf d = v_set(half_at(raw));
+        const vf d = v_set(half_of(raw));
         const vf low = v_from_int(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(raw + 2))));
         const vf high = v_from_int(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(raw + 18))));
         store_halves(y, v_pack_bf16(v_mul(low, d), v_mul(high, d)));
     }
 }
 
+WORD void store_lines(float y[8], float d, uint64_t bytes) {
+    const __m256 values = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_cvtsi64_si128((int64_t)bytes)));
+    _mm256_storeu_ps(y, _mm256_mul_ps(_mm256_set1_ps(d), values));
+}
+
+/* The slopes and bases of the eight groups of a block of q4_k or q5_k, as group_lines has them. */
+WORD void quick_lines(const uint8_t *raw, float slope[8], float base[8]) {
+    const uint64_t six = 0x3f3f3f3f, four = 0x0f0f0f0f, two = 0x03030303;
+    uint32_t word[3];
+    memcpy(word, raw + 4, sizeof word);
+    store_lines(slope, half_of(raw), (word[0] & six) | ((word[2] & four) | (word[0] >> 6 & two) << 4) << 32);
+    store_lines(base, half_of(raw + 2), (word[1] & six) | ((word[2] >> 4 & four) | (word[1] >> 6 & two) << 4) << 32);
+}
+
 static void decode_q4_k_bf16(const struct en_blocks *w, int64_t first, int64_t n, uint16_t *y) {
     const uint8_t *raw = w->raw + first * 144;
     for (; n > 0; n--, raw += 144, y += 256) {
         float slope[8], base[8];
-        group_lines(raw, slope, base);
+        quick_lines(raw, slope, base);
 #pragma GCC unroll 4
         for (int g = 0; g < 8; g += 2) {
             const vh bytes = _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i *)(raw + 16 + g * 16)));
@@ -81,7 +101,7 @@ static void decode_q5_k_bf16(const struct en_blocks *w, int64_t first, int64_t n
     const vf upper = v_add(counting(), v_set(16));
     for (; n > 0; n--, raw += 176, y += 256) {
         float slope[8], base[8];
-        group_lines(raw, slope, base);
+        quick_lines(raw, slope, base);
         const vh fifth = _mm512_slli_epi16(_mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i *)(raw + 16))), 4);
 #pragma GCC unroll 8
         for (int g = 0; g < 8; g++) {
@@ -98,7 +118,7 @@ static void decode_q5_k_bf16(const struct en_blocks *w, int64_t first, int64_t n
 static void decode_q6_k_bf16(const struct en_blocks *w, int64_t first, int64_t n, uint16_t *y) {
     const uint8_t *raw = w->raw + first * 210;
     for (; n > 0; n--, raw += 210, y += 256) {
-        const vf d = v_set(half_at(raw + 208));
+        const vf d = v_set(half_of(raw + 208));
         float slope[16];
         v_store(slope, v_mul(d, v_from_int(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(raw + 192))))));
 #pragma GCC unroll 8

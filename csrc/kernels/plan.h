@@ -30,6 +30,7 @@ enum { PACK_K = 64, PACK_PANELS = 8 };
 /* Columns [j0, j1) of C, which have the same terms, and how they are cut into blocks. */
 struct group {
     int64_t j0, j1;
+    int64_t unit; /* columns that blocks are cut at multiples of */
     int terms, term[EN_MAX_TERMS];
     int64_t steps; /* of all its terms */
     int64_t k_blocks;
@@ -125,13 +126,13 @@ struct columns {
     int64_t j0, j1;
 };
 
-/* The panels of a group are cut as even as can be. */
+/* The units of a group are cut as even as can be. */
 static struct columns columns_of_block(const struct plan *q, int64_t block) {
     const struct group *g = q->group;
     while (block >= g->first_block + g->blocks) g++;
-    const int64_t panels = ceil_div(g->j1 - g->j0, NR), i = block - g->first_block;
-    return (struct columns){g, min64(g->j1, g->j0 + cut(panels, g->blocks, i) * NR),
-                            min64(g->j1, g->j0 + cut(panels, g->blocks, i + 1) * NR)};
+    const int64_t units = ceil_div(g->j1 - g->j0, g->unit), i = block - g->first_block;
+    return (struct columns){g, min64(g->j1, g->j0 + cut(units, g->blocks, i) * g->unit),
+                            min64(g->j1, g->j0 + cut(units, g->blocks, i + 1) * g->unit)};
 }
 
 /* Where shared B begins, for some columns and a block of k. */
@@ -167,15 +168,18 @@ static void make_groups(struct plan *q) {
     const struct en_gemm *p = q->p;
     for (int64_t j = 0; j < p->n;) {
         struct group *g = &q->group[q->groups++];
-        *g = (struct group){.j0 = j, .j1 = p->n};
+        *g = (struct group){.j0 = j, .j1 = p->n, .unit = NR};
         for (int t = 0; t < p->terms; t++) {
             const struct en_term *term = &p->term[t];
             const int64_t end = term->n0 + term->n;
             if (term->k == 0) continue;
             if (term->n0 > j) g->j1 = min64(g->j1, term->n0);
             if (end > j) g->j1 = min64(g->j1, end);
-            if (term->n0 <= j && j < end) g->term[g->terms++] = t, g->steps += q->a_steps[t];
+            if (term->n0 > j || j >= end) continue;
+            g->term[g->terms++] = t, g->steps += q->a_steps[t];
+            if (term->packed && term->b_col == 1) g->unit = max64(g->unit, round_up(term->packed->values, NR));
         }
+        if (ceil_div(g->j1 - g->j0, g->unit) < 2 * q->threads) g->unit = NR; /* rather decode some twice */
         for (struct k_block kb = {0}; next_k_block(q, g, &kb);) g->k_blocks++;
         j = g->j1;
     }
@@ -206,10 +210,10 @@ static struct plan make_plan(const struct en_gemm *p, const struct engine *e) {
     q.by_rows = q.b_words <= FEW_B_WORDS || q.b_words <= min64(B_WORDS, p->m * steps);
     for (int i = 0; i < q.groups; i++) {
         struct group *g = &q.group[i];
-        const int64_t panels = ceil_div(g->j1 - g->j0, NR);
-        const int64_t most = max64(1, e->block / NR / max64(min64(g->steps, e->kc), 1));
-        g->blocks = ceil_div(panels, most);
-        if (q.threads > 1 && !q.by_rows) g->blocks = min64(panels, round_up(g->blocks, q.threads));
+        const int64_t units = ceil_div(g->j1 - g->j0, g->unit);
+        const int64_t most = max64(1, e->block / g->unit / max64(min64(g->steps, e->kc), 1));
+        g->blocks = ceil_div(units, most);
+        if (q.threads > 1 && !q.by_rows) g->blocks = min64(units, round_up(g->blocks, q.threads));
         g->first_block = q.blocks;
         q.blocks += g->blocks;
     }
