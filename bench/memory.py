@@ -55,17 +55,16 @@ def row(model: str, way: str, rank: int, most: float) -> dict[str, Any]:
     }
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """The rows in Markdown."""
-    lines = [
-        "| model | | rank | trained | reduction | weights, GB | peak planned, GiB | measured, GiB |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for r in rows:
-        measured = "" if r["measured_gb"] is None else f"{r['measured_gb']:.2f}"
-        lines.append(f"| {r['model']} | {r['way']} | {r['rank']} | {r['trained']:,} | {r['reduction']:.3%} | "
-                     f"{r['weights'] / 1e9:.3f} | {r['predicted_gb']:.2f} | {measured} |")  # fmt: skip
-    return "\n".join(lines)
+HEAD = """\
+| model | | rank | trained | reduction | weights, GB | peak planned, GiB | measured, GiB |
+|---|---|---|---|---|---|---|---|"""
+
+
+def line(r: dict[str, Any]) -> str:
+    """A row in Markdown."""
+    measured = "" if r["measured_gb"] is None else f"{r['measured_gb']:.2f}"
+    return (f"| {r['model']} | {r['way']} | {r['rank']} | {r['trained']:,} | {r['reduction']:.3%} | "
+            f"{r['weights'] / 1e9:.3f} | {r['predicted_gb']:.2f} | {measured} |")  # fmt: skip
 
 
 def bars(rows: list[dict[str, Any]]) -> list[tuple[str, str, float]]:
@@ -78,14 +77,15 @@ def bars(rows: list[dict[str, Any]]) -> list[tuple[str, str, float]]:
 def svg(found: list[tuple[str, str, float]], title: str) -> str:
     """Horizontal bars."""
     left, width, height = 210, 520, 22
-    longest = max(size for _, _, size in found)
-    lines = [f'<svg xmlns="http://www.w3.org/2000/svg" width="{left + width + 90}" height="{height * len(found) + 50}" '
-             'font-family="sans-serif" font-size="13">', f'<text x="10" y="22" font-size="15">{escape(title)}</text>']  # fmt: skip
-    for i, (label, way, size) in enumerate(found):
-        y, length = 40 + i * height, width * size / longest
+    longest = max(peak for _, _, peak in found)
+    size = f'width="{left + width + 90}" height="{height * len(found) + 50}"'
+    lines = [f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="sans-serif" font-size="13">',
+             f'<text x="10" y="22" font-size="15">{escape(title)}</text>']  # fmt: skip
+    for i, (label, way, peak) in enumerate(found):
+        y, length = 40 + i * height, width * peak / longest
         lines.append(f'<text x="{left - 8}" y="{y + 13}" text-anchor="end">{escape(label)}</text>')
         lines.append(f'<rect x="{left}" y="{y}" width="{length:.1f}" height="{height - 6}" fill="{COLOURS[way]}"/>')
-        lines.append(f'<text x="{left + length + 6:.1f}" y="{y + 13}">{size:.2f}</text>')
+        lines.append(f'<text x="{left + length + 6:.1f}" y="{y + 13}">{peak:.2f}</text>')
     return "\n".join([*lines, "</svg>", ""])
 
 
@@ -111,8 +111,13 @@ def main() -> int:
     parser.add_argument("--pictures", type=Path, help="write memory.svg here, and memory.png where matplotlib is")
     args = parser.parse_args()
     most = args.most if args.measure else 0.0
-    rows = [row(model, way, rank, most) for model in PRESETS for rank in RANKS for way in WAYS]
-    print(table(rows))
+    rows = []
+    print(HEAD)
+    for model in PRESETS:
+        for rank in RANKS:
+            for way in WAYS:
+                rows.append(row(model, way, rank, most))
+                print(line(rows[-1]), flush=True)
     if args.json:
         args.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     if args.pictures:
