@@ -194,7 +194,8 @@ arrays = st.builds(
         * scale
         * np.exp(spread * np.random.default_rng(seed + 1).normal(size=(2, 256)))
     ),
-    st.integers(0, 2**32 - 2), st.sampled_from([1e-3, 1.0, 30.0]), st.sampled_from([0, 0.5, 1.0]),
+    # not smaller: a K-quant's 16-bit scale of scales would be denormal, and its rounding the larger error
+    st.integers(0, 2**32 - 2), st.sampled_from([0.05, 1.0, 30.0]), st.sampled_from([0, 0.5, 1.0]),
 )  # fmt: skip
 
 
