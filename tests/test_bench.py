@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from entrenar.backend import cpu
+
 ROOT = Path(__file__).resolve().parents[1]
 BENCH = ROOT / "bench"
 RESULT: dict[str, Any] = {
@@ -92,6 +94,16 @@ def test_results_without_a_common_figure_are_not_compared(tmp_path: Path) -> Non
     assert script("compare.py", str(tmp_path / "a.json"), str(tmp_path / "b.json")).returncode == 2
 
 
+def test_every_kernel_has_a_benchmark() -> None:
+    others = {"available_isas", "buffer", "codecs", "cpu_info", "fast_bf16", "flat_parts", "get_num_threads", "isa",
+              "joined", "packed_bytes", "peaks", "profile_start", "profile_stop", "rope",
+              "set_num_threads"}  # fmt: skip
+    found = {name for name, value in vars(cpu).items() if callable(value) and not isinstance(value, type)}
+    text = "".join(path.read_text() for path in BENCH.glob("kernel_*.py"))
+    missing = {name for name in found - others if name[0] != "_" and f"cpu.{name}(" not in text}
+    assert not missing
+
+
 def test_a_benchmark_of_a_kernel_runs() -> None:
     done = script("kernels.py", "--only", "rms_norm-f32", "--debug-single-value")
     assert done.returncode == 0, done.stderr
@@ -100,9 +112,9 @@ def test_a_benchmark_of_a_kernel_runs() -> None:
 
 def test_a_benchmark_with_a_wrong_result_is_not_timed() -> None:
     wrong = (
-        "import sys; sys.path.insert(0, sys.argv[1]); import kernels\n"
-        "kernels.KERNELS['rms_norm-f32'] = 'f32', lambda: kernels.rms_norm('f32', False)._replace("
-        "want=lambda: kernels.np.ones((kernels.TOKENS, kernels.HIDDEN)))\n"
+        "import sys; sys.path.insert(0, sys.argv[1]); import kernels, kernel_layers as layers\n"
+        "kernels.KERNELS['rms_norm-f32'] = 'f32', lambda: layers.rms_norm('f32', True)._replace("
+        "want=lambda: (layers.rms_norm('f32', True).want()[0], kernels.np.ones(layers.HIDDEN)))\n"
         "kernels.seconds_of(1, 'rms_norm-f32')"
     )
     done = subprocess.run([sys.executable, "-c", wrong, str(BENCH)], capture_output=True, text=True, timeout=120)
