@@ -19,6 +19,8 @@ import subprocess
 import sys
 import time
 
+from turns import ask, seconds
+
 # name -> query heads, key heads, head size
 SHAPES = {"qwen2.5-0.5b": (14, 2, 64), "llama2-7b": (32, 32, 128)}
 HELD = {"avx2": {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}}
@@ -110,28 +112,13 @@ def serve(side: str) -> None:
             check(results(), inputs, case["dtype"], side)
             print("ready", flush=True)
             continue
-        run = runs[line.strip()]
-        run()
-        inner, start = 0, time.perf_counter()
-        while inner == 0 or time.perf_counter() - start < 0.05:
-            run()
-            inner += 1
-        print((time.perf_counter() - start) / inner, flush=True)
+        print(seconds(runs[line.strip()]), flush=True)
 
 
 def start(python: str, side: str, threads: int, env: dict[str, str]) -> subprocess.Popen[str]:
     env = {**os.environ, "OMP_NUM_THREADS": str(threads), "ENTRENAR_THREADS": str(threads), **env}
     command = [python, os.path.abspath(__file__), "--serve", side]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
-
-
-def ask(process: subprocess.Popen[str], line: str) -> str:
-    process.stdin.write(line + "\n")
-    process.stdin.flush()
-    answer = process.stdout.readline()
-    if not answer:
-        raise SystemExit(f"a process ended at {line}")
-    return answer
 
 
 def main() -> None:

@@ -20,6 +20,8 @@ import subprocess
 import sys
 import time
 
+from turns import ask, seconds
+
 # name -> inputs, outputs; q, k, v and gate, up are one product each
 LAYERS = {
     "qkv0.5b": (896, 1152), "o0.5b": (896, 896), "gateup0.5b": (896, 9728), "down0.5b": (4864, 896),
@@ -97,12 +99,7 @@ def serve(side: str) -> None:
                 raise SystemExit(f"{side}: {case} is wrong, relative error {error}")
             print("ready", flush=True)
             continue
-        run()
-        inner, start = 0, time.perf_counter()
-        while inner == 0 or time.perf_counter() - start < 0.05:
-            run()
-            inner += 1
-        print((time.perf_counter() - start) / inner, flush=True)
+        print(seconds(run), flush=True)
 
 
 def start(python: str, side: str, isa: str, threads: int) -> subprocess.Popen[str]:
@@ -110,15 +107,6 @@ def start(python: str, side: str, isa: str, threads: int) -> subprocess.Popen[st
     env = {**os.environ, **count, **(HELD.get(isa, {}) if side != "ours" else {"ENTRENAR_ISA": isa})}
     command = [python, os.path.abspath(__file__), "--serve", side]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
-
-
-def ask(process: subprocess.Popen[str], line: str) -> str:
-    process.stdin.write(line + "\n")
-    process.stdin.flush()
-    answer = process.stdout.readline()
-    if not answer:
-        raise SystemExit(f"a process ended at {line}")
-    return answer
 
 
 def measure(case, sides, rounds: int):
