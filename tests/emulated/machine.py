@@ -59,7 +59,11 @@ def fetch() -> Path:
     for folder in (apt / "lists" / "partial", apt / "cache" / "archives" / "partial", downloads):
         folder.mkdir(parents=True, exist_ok=True)
     (apt / "status").touch()
-    source = f"[arch=amd64 signed-by={KEYRING}] http://deb.debian.org/debian {SUITE} main\n"
+    mirrors = run("apt-get", "indextargets", "--format", "$(REPO_URI)", "Created-By: Packages").split()
+    mirror = next((uri for uri in mirrors if uri.rstrip("/").endswith("/debian")), None)
+    if mirror is None:
+        raise SystemExit("apt knows no mirror of Debian; add one to its sources")
+    source = f"[arch=amd64 signed-by={KEYRING}] {mirror} {SUITE} main\n"
     (apt / "sources.list").write_text(f"deb {source}deb-src {source}")
     (apt / "apt.conf").write_text(
         f'Dir::Etc::sourcelist "{apt}/sources.list"; Dir::Etc::sourceparts "-"; Dir::State::lists "{apt}/lists";\n'
