@@ -42,14 +42,6 @@ WORD int64_t whole_vectors(int64_t n) { return round_up(n, VL); }
 /* A tile of c: vectors across; rows, of tiles as wide as that and of narrower ones. Sums fill the registers. */
 enum { TILE_WIDTH = VL == 8 ? 2 : 4, TILE_ROWS = 6, NARROW_ROWS = 8 };
 
-WORD vf word_fma(const int pairs, vf a, vf b, vf c) {
-#ifdef EN_FAST_BF16_DOT
-    if (pairs) return v_dot_bf16(v_bits(a), v_bits(b), c);
-#endif
-    (void)pairs;
-    return v_fma(a, b, c);
-}
-
 WORD void block_tile(const int pairs, const int w, const int h, const struct block *q, const float *a, const float *b,
                      float *c, const float *keep) {
     const int64_t a_row = q->a_row, a_step = q->a_step, b_row = q->b_row, c_row = q->c_row;

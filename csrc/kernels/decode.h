@@ -1,11 +1,29 @@
-/* Blocks of quantized numbers to f32 and bf16, as fast as a product wants them: kernels/dequant.h describes ggml's types
- * and has plain decoders for all others. NF4 and FP4, of bitsandbytes: 64 codes of 4 bits, high nibble first;
- * table[code] · absmax. The arithmetic is the same f32 multiplications and subtractions, so the bits are, too; bf16 is
- * that rounded to nearest even, denormals to 0. */
+/* Blocks of quantized numbers to f32 and bf16, with the same f32 multiplications and subtractions as the programs whose
+ * types they are, so the bits are theirs; bf16 is that rounded to nearest even, denormals to 0. Types without a decoder
+ * here are read the plain way, by csrc/quant. Layouts (little-endian, half = IEEE binary16):
+ *
+ *   q4_0   32 values, 18 bytes: half d; 16 bytes, value i in the low and i + 16 in the high nibble;  d·(q - 8)
+ *   q8_0   32 values, 34 bytes: half d; 32 int8;                                                     d·q
+ *   q4_k  256 values, 144 bytes: half d, dmin; 12 bytes of 6-bit (scale, min) for eight groups of 32; 128 bytes of
+ *         nibbles, 64 values to 32 bytes as in q4_0;                                        (d·scale)·q - dmin·min
+ *   q5_k  256 values, 176 bytes: as q4_k, and before the nibbles 32 bytes of fifth bits
+ *   q6_k  256 values, 210 bytes: 128 bytes of low nibbles, 64 of upper bit pairs, 16 int8 scales for groups of 16,
+ *         half d;                                                                           d·scale·(q - 32)
+ *   nf4, fp4  64 codes of 4 bits, high nibble first; scales lie apart;                        table[code]·absmax */
 #ifndef EN_DECODE_H
 #define EN_DECODE_H
 
-#include "dequant.h"
+#include <string.h>
+
+#include "types.h"
+
+static inline float half_at(const uint8_t *p) {
+    uint16_t bits;
+    memcpy(&bits, p, sizeof bits);
+    float lanes[VL];
+    v_store(lanes, v_load_f16_n(&bits, 1));
+    return lanes[0];
+}
 
 static inline float absmax_of(const struct en_blocks *w, int64_t block) {
     if (w->absmax) return w->absmax[block];

@@ -36,6 +36,15 @@ static inline struct operand b_of(const struct en_term *t) {
         .type = t->b_type, .data = t->b, .row = t->b_col, .k = t->b_row, .packed = t->packed, .at = t->b_at};
 }
 
+/* sum + a·b of a word each: a float, or the dot product of a pair of bf16 */
+WORD vf word_fma(const int pairs, vf a, vf b, vf sum) {
+#ifdef EN_BF16_DOT
+    if (pairs) return v_dot_bf16(v_bits(a), v_bits(b), sum);
+#endif
+    (void)pairs;
+    return v_fma(a, b, sum);
+}
+
 #ifdef EN_BF16_DOT
 /* VL pairs of consecutive elements, rounded to bf16 where they aren't; 0 from the nth element on. */
 WORD vf load_pairs(enum en_dtype type, const void *p, int64_t offset, int64_t n) {

@@ -37,14 +37,6 @@ struct skinny {
 /* DOTS: DOT_N of w at a time, each read once, against DOT_M of x. */
 enum { DOT_M = 4, DOT_N = VL == 16 ? 4 : 2 };
 
-WORD vf dot_step(const int pairs, vf a, vf b, vf sum) {
-#ifdef EN_BF16_DOT
-    if (pairs) return v_dot_bf16(v_bits(a), v_bits(b), sum);
-#endif
-    (void)pairs;
-    return v_fma(a, b, sum);
-}
-
 WORD void dot_tile(const int pairs, const int m, const int n, enum en_dtype type, const struct skinny *q, int64_t i0,
                    int64_t j0) {
     vf acc[DOT_M][DOT_N];
@@ -60,7 +52,7 @@ WORD void dot_tile(const int pairs, const int m, const int n, enum en_dtype type
         for (int j = 0; j < n; j++) {
             vf w = load_words(pairs, type, &q->w, j0 + j, s, q->k);
 #pragma GCC unroll 4
-            for (int i = 0; i < m; i++) acc[i][j] = dot_step(pairs, x[i], w, acc[i][j]);
+            for (int i = 0; i < m; i++) acc[i][j] = word_fma(pairs, x[i], w, acc[i][j]);
         }
     }
 #pragma GCC unroll 4

@@ -53,15 +53,6 @@ typedef void (*block_fn)(int64_t m, int64_t n, const struct block *q, const floa
 /* A word of A, which may be a pair of bf16 where it lies. */
 typedef float word __attribute__((may_alias));
 
-/* The sum of one more step. */
-WORD vf step(const int pairs, const word *a, vf b, vf sum) {
-#ifdef EN_BF16_DOT
-    if (pairs) return v_dot_bf16(v_bits(v_set(*a)), v_bits(b), sum);
-#endif
-    (void)pairs;
-    return v_fma(v_set(*a), b, sum);
-}
-
 /* Sums += a packed panel of A times a panel of B. */
 WORD void sum_panel(const int pairs, const int h, const int nv, const struct segment *s, vf acc[MR][NV]) {
     const float *a = s->a, *b = s->b;
@@ -73,7 +64,7 @@ WORD void sum_panel(const int pairs, const int h, const int nv, const struct seg
 #pragma GCC unroll 16
         for (int i = 0; i < h; i++)
 #pragma GCC unroll 16
-            for (int v = 0; v < nv; v++) acc[i][v] = step(pairs, a + i, row[v], acc[i][v]);
+            for (int v = 0; v < nv; v++) acc[i][v] = word_fma(pairs, v_set(a[i]), row[v], acc[i][v]);
     }
 }
 
@@ -91,7 +82,7 @@ WORD void sum_rows(const int pairs, const int h, const int nv, const struct segm
 #pragma GCC unroll 16
         for (int i = 0; i < h; i++)
 #pragma GCC unroll 16
-            for (int v = 0; v < nv; v++) acc[i][v] = step(pairs, a[i / 3] + i % 3 * a_row, row[v], acc[i][v]);
+            for (int v = 0; v < nv; v++) acc[i][v] = word_fma(pairs, v_set(a[i / 3][i % 3 * a_row]), row[v], acc[i][v]);
 #pragma GCC unroll 16
         for (int g = 0; g < (h + 2) / 3; g++) a[g]++;
     }
