@@ -342,4 +342,10 @@ void en_free(void *block);
 void *en_scratch(enum en_slot slot, size_t bytes);
 void en_fail_allocation(int64_t nth); /* tests: the nth allocation from now fails (1 is the next); 0: none */
 
+/* blocks.c, for memory.c: blocks of EN_LARGE bytes and more, of which the first EN_HEADER hold how many there are and
+ * lie before what is returned. NULL when memory is out. */
+enum { EN_HEADER = 64, EN_LARGE = 128 << 10 };
+void *en_large_alloc(size_t bytes);
+void en_large_free(void *block);
+
 #endif

@@ -1,13 +1,9 @@
-/* Aligned memory and the freed blocks it keeps, scratch buffers that a thread keeps, and the switch by which tests make
- * an allocation fail. */
-#define _GNU_SOURCE /* MADV_HUGEPAGE */
+/* Aligned memory, scratch buffers that a thread keeps, and the switch by which tests make an allocation fail. */
 #include "entrenar.h"
 
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdlib.h>
-#include <string.h>
-#include <sys/mman.h>
 
 #ifndef __has_feature
 #define __has_feature(name) 0
@@ -26,93 +22,25 @@ static int must_fail(void) {
     return atomic_load_explicit(&countdown, memory_order_relaxed) > 0 && atomic_fetch_sub(&countdown, 1) == 1;
 }
 
-enum { ALIGNMENT = 64 };
-
-/* Large blocks are mappings of their own, in huge pages where that helps: pages fresh from the system cost several
- * times what a kernel does with them, small ones eight times as much as huge ones. Freed ones are kept for the next
- * allocation of about their size, but in use and kept together never exceed the most that was in use at once: keeping
- * costs no memory at a program's peak. Who finds the cache busy does without, so a fork can't block on it. */
-enum { HEADER = ALIGNMENT, PAGE = 4096, LARGE = 128 << 10, HUGE = 4 << 20, KEPT_BLOCKS = 256, KEPT_BYTES = 512 << 20 };
-
-struct header { /* in the 64 bytes before a block */
-    size_t bytes; /* of the whole mapping, or 0 */
+struct header { /* in the bytes before a block */
+    size_t bytes; /* of a large one; else 0 */
 };
-
-static atomic_size_t used; /* bytes of large blocks in use */
-
-static struct {
-    atomic_flag busy;
-    int count;
-    size_t bytes, most; /* kept; the most that was in use at once */
-    struct header *block[KEPT_BLOCKS]; /* oldest first */
-} kept = {.busy = ATOMIC_FLAG_INIT};
-
-static int enter(void) { return !atomic_flag_test_and_set_explicit(&kept.busy, memory_order_acquire); }
-static void leave(void) { atomic_flag_clear_explicit(&kept.busy, memory_order_release); }
-
-static struct header *take(int i) {
-    struct header *block = kept.block[i];
-    kept.bytes -= block->bytes;
-    memmove(kept.block + i, kept.block + i + 1, (size_t)(--kept.count - i) * sizeof *kept.block);
-    return block;
-}
-
-static void unmap(struct header *block) { munmap(block, block->bytes); }
-
-static struct header *map(size_t bytes) {
-    struct header *block = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (block == MAP_FAILED) return NULL;
-    if (bytes >= HUGE) madvise(block, bytes, MADV_HUGEPAGE); /* a hint: without it all is well */
-    block->bytes = bytes;
-    return block;
-}
-
-static struct header *large(size_t bytes) {
-    struct header *found = NULL;
-    bytes = (bytes + PAGE - 1) / PAGE * PAGE;
-    if (enter()) {
-        for (int i = kept.count - 1; i >= 0 && !found; i--)
-            if (kept.block[i]->bytes >= bytes && kept.block[i]->bytes - bytes <= bytes / 8) found = take(i);
-        size_t now = atomic_load(&used) + (found ? found->bytes : bytes);
-        if (now > kept.most) kept.most = now;
-        while (kept.count && now + kept.bytes > kept.most) unmap(take(0));
-        leave();
-    }
-    if (!found) found = map(bytes);
-    if (found) atomic_fetch_add(&used, found->bytes);
-    return found;
-}
-
-static void keep(struct header *block) {
-    atomic_fetch_sub(&used, block->bytes);
-    if (block->bytes > KEPT_BYTES / 2 || !enter()) {
-        unmap(block);
-        return;
-    }
-    while (kept.count == KEPT_BLOCKS || kept.bytes + block->bytes > KEPT_BYTES) unmap(take(0));
-    kept.block[kept.count++] = block;
-    kept.bytes += block->bytes;
-    leave();
-}
 
 /* For the sanitizer to see every misuse, a block has exactly its bytes, no header, and stays freed. */
 static void *sanitized_alloc(size_t bytes) {
     void *block;
-    return posix_memalign(&block, ALIGNMENT, bytes) ? NULL : block;
+    return posix_memalign(&block, EN_HEADER, bytes) ? NULL : block;
 }
 
 void *en_alloc(size_t bytes) {
-    if (must_fail() || bytes > PTRDIFF_MAX - 2 * HEADER) return NULL;
+    if (must_fail() || bytes > PTRDIFF_MAX - 2 * EN_LARGE) return NULL;
     if (SANITIZED) return sanitized_alloc(bytes);
-    bytes = (bytes + HEADER - 1) / HEADER * HEADER + HEADER;
-    if (bytes >= LARGE) {
-        struct header *block = large(bytes);
-        return block ? (char *)block + HEADER : NULL;
-    }
-    struct header *block = aligned_alloc(HEADER, bytes);
+    bytes = (bytes + EN_HEADER - 1) / EN_HEADER * EN_HEADER + EN_HEADER;
+    if (bytes >= EN_LARGE) return en_large_alloc(bytes);
+    struct header *block = aligned_alloc(EN_HEADER, bytes);
     if (!block) return NULL;
     block->bytes = 0;
-    return (char *)block + HEADER;
+    return (char *)block + EN_HEADER;
 }
 
 void en_free(void *p) {
@@ -120,9 +48,9 @@ void en_free(void *p) {
         free(p);
         return;
     }
-    struct header *block = (struct header *)((char *)p - HEADER);
+    struct header *block = (struct header *)((char *)p - EN_HEADER);
     if (block->bytes)
-        keep(block);
+        en_large_free(p);
     else
         free(block);
 }
