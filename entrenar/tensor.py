@@ -32,9 +32,11 @@ __all__ = [
 
 Array: TypeAlias = npt.NDArray[Any]
 Operand: TypeAlias = "Tensor | npt.NDArray[Any] | np.number[Any] | float"
-# g, the gradient of the result -> one gradient an operand, None where it needs none. What a vjp returns is g,
-# a view of g, or memory that nobody else holds and that `backward` may add into.
-Vjp: TypeAlias = Callable[[Array], Sequence[Array | None]]
+# What a vjp returns for an operand: g, a view of g, or memory that nobody else holds and that `backward` may add into;
+# None where it needs no gradient. Where adding to what is there costs less than making it, as for a few rows of a table,
+# a function: it returns the array it was given, with the gradient added, or a new one for None.
+Gradient: TypeAlias = "Array | Callable[[Array | None], Array] | None"
+Vjp: TypeAlias = Callable[[Array], Sequence[Gradient]]  # from g, the gradient of the result, one an operand
 P = ParamSpec("P")
 
 FLOAT32 = np.dtype(np.float32)
@@ -383,6 +385,11 @@ def _backward(root: Tensor, g: Array, since: int = 0) -> dict[Node, tuple[Array,
         for parent, d in zip(parents, vjp(g), strict=True):
             if parent is None or d is None:
                 continue
+            if callable(d):
+                held = _held(parent, pending)
+                d = d(held)
+                if d is held:
+                    continue
             ours = d.flags.carray and not np.may_share_memory(d, g)
             if isinstance(parent, Tensor):
                 _add_to_leaf(parent, d, ours)
@@ -391,6 +398,14 @@ def _backward(root: Tensor, g: Array, since: int = 0) -> dict[Node, tuple[Array,
             else:
                 pending[parent] = (d, ours)
     return pending
+
+
+def _held(parent: Node | Tensor, pending: dict[Node, tuple[Array, bool]]) -> Array | None:
+    """The gradient that has reached a parent so far, where it is ours to add into."""
+    if isinstance(parent, Tensor):
+        return None if parent.grad is None else parent.grad.data
+    held, ours = pending.get(parent, (None, False))
+    return held if ours else None
 
 
 def _sum(held: Array, held_is_ours: bool, d: Array, d_is_ours: bool = False) -> Array:

@@ -154,6 +154,7 @@ CALLS: list[Callable[[Draw], Any]] = [
     backward_of_attention,
     lambda d: cpu.embedding(d.half("vk"), d.ids("bt", d["v"])),
     lambda d: cpu.embedding_backward(d("btk"), d.ids("bt", d["v"]), d["v"]),
+    lambda d: cpu.embedding_backward(d("btk"), d.ids("bt", d["v"]), d["v"], d.own("vk")),
     lambda d: cpu.cross_entropy_backward(d("m"), d("mv"), d.ids("m", d["v"]), d("m"), d.int(-2, 3)),
     lambda d: cpu.adam_step(
         [d.own("mn"), d.own("k")], [d("mn"), d("k")], [d.own("mn"), d.own("k")], [d.own("mn"), d.own("k")], [2, 3],

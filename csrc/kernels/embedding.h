@@ -41,7 +41,8 @@ static en_status embedding(int64_t n, int64_t vocab, int64_t d, enum en_dtype ty
     return EN_OK;
 }
 
-/* A row of the gradient is the sum, in double, of g over the positions that hold its id. Index: block of columns. */
+/* To a row of the gradient comes the sum, in double, of g over the positions that hold its id. Index: block of
+ * columns. */
 static void embedding_backward_range(void *context, int64_t begin, int64_t end) {
     const struct embedding *p = context;
     for (int64_t block = begin; block < end; block++) {
@@ -56,12 +57,12 @@ static void embedding_backward_range(void *context, int64_t begin, int64_t end) 
                 for (int64_t j = 0; j < columns; j++) acc[j] += g[j];
             }
             float *y = (float *)p->y + id * p->d + first;
-            for (int64_t j = 0; j < columns; j++) y[j] = (float)acc[j];
+            for (int64_t j = 0; j < columns; j++) y[j] += (float)acc[j];
         }
     }
 }
 
-/* dweight (vocab,d) comes zeroed. */
+/* dweight (vocab,d) is added to. */
 static en_status embedding_backward(int64_t n, int64_t vocab, int64_t d, enum en_dtype type, const void *g,
                                     const int64_t *ids, const int64_t *order, float *dweight) {
     en_status status = check_ids(n, vocab, ids);

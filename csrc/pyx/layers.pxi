@@ -406,9 +406,9 @@ def embedding(weight, ids, dtype=np.float32):
     return y
 
 
-def embedding_backward(g, ids, int64_t vocab):
+def embedding_backward(g, ids, int64_t vocab, into=None):
     """The gradient (V, D) f32 of embedding's weight: g (*ids.shape, D), f32 or bf16, added up by id, in double and in
-    the ids' order."""
+    the ids' order. into: a gradient that it is added to and that is returned; only rows of ids are touched then."""
     cdef const en_kernels *k = kernels()
     cdef en_dtype type
     cdef cnp.ndarray grad = packed(flowing(g, "embedding_backward", "g", &type))
@@ -421,7 +421,15 @@ def embedding_backward(g, ids, int64_t vocab):
         raise UsageError(f"embedding_backward: vocab={vocab}")
     cdef cnp.ndarray order = np.argsort(rows, axis=None, kind="stable").astype(np.int64, copy=False)
     cdef int64_t n = cnp.PyArray_SIZE(rows), d = width_of(grad)
-    cdef cnp.ndarray dweight = zeroed((vocab, d), "embedding_backward")
+    cdef cnp.ndarray dweight
+    if into is None:
+        dweight = zeroed((vocab, d), "embedding_backward")
+    else:
+        dweight = writable(into, "embedding_backward", "into")
+        if shape_of(dweight) != (vocab, d):
+            raise ShapeError(f"embedding_backward: into has shape {shape_of(dweight)}, the gradient {(vocab, d)}")
+        if np.may_share_memory(dweight, grad):
+            raise UsageError("embedding_backward: into overlaps g")
     cdef const int64_t *index = <const int64_t *>cnp.PyArray_DATA(rows)
     cdef const int64_t *sorted_index = <const int64_t *>cnp.PyArray_DATA(order)
     cdef en_status status

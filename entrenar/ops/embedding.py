@@ -23,4 +23,4 @@ def embedding(weight: Weight, ids: npt.ArrayLike, dtype: str = "f32") -> tuple[A
     check_gradient("embedding", weight)
     rows, vocab = as_ids("embedding", ids), weight.shape[0]
     out = weight.rows(rows, type_named("embedding", dtype))
-    return out, lambda g: (cpu.embedding_backward(contiguous(g), rows, vocab),)
+    return out, lambda g: (lambda held: cpu.embedding_backward(contiguous(g), rows, vocab, held),)

@@ -142,11 +142,9 @@ class Footprint:
             self._mlp.append(FLOAT * mlp)
             self._attention.append(FLOAT * (attention + norms))
         total = FLOAT * sum(work.trained.values())
-        embedding = FLOAT * work.trained.get("model.embed_tokens.weight", 0)
-        tied = config.tie_word_embeddings
-        self._head = embedding if tied and work.adapter is None else FLOAT * _trained(work, "lm_head")
+        head = "model.embed_tokens" if config.tie_word_embeddings and work.adapter is None else "lm_head"
+        self._head = FLOAT * _trained(work, head)
         self._last = total - self._head - sum(self._mlp) - sum(self._attention)  # gradients that come at the end
-        self._again = embedding if tied else 0  # a tied embedding's second gradient, until it is added to the first
         self._accumulated = total if work.training.gradient_accumulation_steps > 1 else 0
         state = MOMENTS.get(work.training.optimizer, 4.0 if work.training.momentum else 0.0)
         self._held = {
@@ -187,7 +185,7 @@ class Footprint:
             yield self._moment(where, below, own + 3 * self._hidden, done, self._mlp[layer])
             done += self._mlp[layer] + self._attention[layer]
             below -= self._inputs[layer]
-        yield self._moment("the last gradients", 0, self._hidden, done, self._last + self._again)
+        yield self._moment("the last gradients", 0, self._hidden, done, self._last)
 
     def _moment(self, where: str, activations: int, layer: int, done: int, new: int, logits: int = 0) -> Moment:
         """done, new: bytes of gradients from before and of those that just come into being."""

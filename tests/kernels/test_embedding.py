@@ -9,7 +9,7 @@ from kernels.checks import BF16, FLOWS, TAILS, assert_close, floats, wide
 from kernels.guard import guarded
 
 from entrenar import _native
-from entrenar.errors import DataError, DTypeError, ShapeError
+from entrenar.errors import DataError, DTypeError, ShapeError, UsageError
 
 
 @pytest.mark.tier1
@@ -39,6 +39,10 @@ def test_gradients_of_equal_ids_add_up(isa: str, dtype: type) -> None:
         got = _native.embedding_backward(g, ids, 7)
         assert_close(got, want, rel=2e-7)
         assert not got[5:].any()
+        held = guarded(floats(d + 100, 7, d))
+        before = held.copy()
+        assert _native.embedding_backward(g, ids, 7, held) is held
+        np.testing.assert_array_equal(held, before + got)
     assert not _native.embedding_backward(np.zeros((0, 4), dtype), np.zeros(0, np.int64), 3).any()
 
 
@@ -80,3 +84,10 @@ def test_errors_name_what_is_wrong() -> None:
         _native.embedding(np.zeros(3, np.float32), np.zeros(2, np.int64))
     with pytest.raises(ShapeError, match=r"g has shape \(2, 3, 4\), ids \(2,\)"):
         _native.embedding_backward(np.zeros((2, 3, 4), np.float32), np.zeros(2, np.int64), 3)
+    g, ids, into = np.zeros((2, 4), np.float32), np.zeros(2, np.int64), np.zeros((3, 4), np.float32)
+    with pytest.raises(ShapeError, match=r"into has shape \(3, 4\), the gradient \(5, 4\)"):
+        _native.embedding_backward(g, ids, 5, into)
+    with pytest.raises(ShapeError, match="into is written in place and must be C-contiguous"):
+        _native.embedding_backward(g, ids, 3, np.zeros((4, 3), np.float32).T)
+    with pytest.raises(UsageError, match="into overlaps g"):
+        _native.embedding_backward(into[:2], ids, 3, into)

@@ -12,7 +12,7 @@ import reference as ref
 
 from entrenar import ops
 from entrenar.errors import DataError, DTypeError, EntrenarError, ShapeError, UsageError
-from entrenar.tensor import Tensor, manual_seed
+from entrenar.tensor import Tensor, checkpoint, manual_seed
 
 pytestmark = pytest.mark.tier1
 rng = np.random.default_rng(8)
@@ -62,6 +62,29 @@ def test_16_bit_storage_is_refused_elsewhere(dtype: type) -> None:
     for call in (lambda: ops.linear(x, computed), lambda: ops.embedding(computed, [0]), lambda: x @ w):
         with pytest.raises(DTypeError, match="no gradient"):
             call()
+
+
+def test_gradients_of_rows_are_added_to_what_is_there() -> None:
+    """A table that is also a factor, and one that is summed, in either order and through a checkpoint."""
+    rng = np.random.default_rng(2)
+    values, x = rng.standard_normal((6, 4)), rng.standard_normal((3, 4))
+    counts = np.bincount([1, 4, 1, 0], minlength=6)[:, None] * np.ones((6, 4))
+
+    def looked_up(w: Tensor) -> Tensor:
+        return ops.embedding(w, [[1, 4], [1, 0]]).sum()
+
+    others = (
+        (lambda w: (Tensor(x) @ w.transpose()).sum(), np.broadcast_to(x.sum(0), (6, 4))),
+        (lambda w: w.sum(), np.ones((6, 4))),  # its gradient is a view of one number
+        (looked_up, counts),
+    )
+    for other, extra in others:
+        for rows in (looked_up, lambda w: checkpoint(looked_up, w)):
+            for order in (lambda a, b: a + b, lambda a, b: b + a):
+                w = Tensor(values, requires_grad=True)
+                for times in (1, 2):
+                    order(rows(w), other(w)).backward()
+                    np.testing.assert_allclose(w.grad.numpy(), times * (counts + extra), rtol=1e-6, atol=1e-6)
 
 
 def test_a_leaf_in_bf16_has_gradients_in_f32() -> None:
