@@ -32,9 +32,9 @@ __all__ = [
 
 Array: TypeAlias = npt.NDArray[Any]
 Operand: TypeAlias = "Tensor | npt.NDArray[Any] | np.number[Any] | float"
-# What a vjp returns for an operand: g, a view of g, or memory that nobody else holds and that `backward` may add into;
-# None where it needs no gradient. Where adding to what is there costs less than making it, as for a few rows of a table,
-# a function: it returns the array it was given, with the gradient added, or a new one for None.
+# What a vjp returns for an operand: g, a view of g, or memory that nobody else holds and that `backward` may add
+# into; None where it needs no gradient; or, where adding to what is there costs less than making it, as for a few
+# rows of a table, a function that returns the array it was given, with the gradient added, or a new one for None.
 Gradient: TypeAlias = "Array | Callable[[Array | None], Array] | None"
 Vjp: TypeAlias = Callable[[Array], Sequence[Gradient]]  # from g, the gradient of the result, one an operand
 P = ParamSpec("P")
