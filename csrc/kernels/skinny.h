@@ -1,8 +1,9 @@
-/* Skinny products: so few rows or columns that packing an operand would cost more than multiplying it. Every weight is
- * read once, where it lies, and converted on the way.
+/* Skinny products: so few rows or columns that packing the large operand would cost more than multiplying it. It is read
+ * once, where it lies, and converted on the way.
  *
- * Few rows of A against a B with contiguous k (the weights of a linear layer in a step of decoding), and many rows of A
- * against few columns (a low-rank factor), are dot products. Few rows against contiguous columns are sums of rows of B.
+ * DOTS: few rows of A against a B with contiguous k (the weights of a linear layer in a step of decoding), and many rows
+ * of A against few columns (a low-rank factor). ROWS: the large operand's k is not contiguous but the other side is, so
+ * the result is made of sums of its rows (the gradients of low-rank factors).
  */
 #ifndef EN_SKINNY_H
 #define EN_SKINNY_H
@@ -16,7 +17,7 @@ enum { BF16_DOT = 1 };
 enum { BF16_DOT = 0 };
 #endif
 
-enum { SKINNY_ROWS = 8, SKINNY_COLUMNS = 16, SKINNY_PAIRS = 8 };
+enum { SKINNY_ROWS = 8, SKINNY_COLUMNS = 16, SKINNY_PAIRS = 8, SKINNY_SUMS = 64, FAR = 1 << 19 };
 
 /* Fewest multiply-adds worth a thread of their own (waking one costs some microseconds). */
 enum { GEMM_GRAIN = 1 << 18 };
@@ -25,7 +26,7 @@ enum { GEMM_GRAIN = 1 << 18 };
 struct skinny {
     int pairs;
     int64_t few, many, k, steps;
-    const float *x; /* words of x, (few,steps), zero beyond k */
+    const float *x; /* words of x, zero beyond k: (few,steps), or for ROWS (steps,x_row) */
     int64_t x_row;
     struct operand w;
     float *c;
@@ -85,68 +86,91 @@ WORD void dots_as(const int pairs, enum en_dtype type, const struct skinny *q, i
         }
 }
 
-/* ROWS: sums of rows of B, ROW_K of them at a time, over pieces of at most ROW_N columns whose sums stay in L1. In
- * blocks of KC, each from zero, as tiles sum. */
-enum { ROW_K = 8, ROW_N = 512 };
+/* ROWS: for pieces of so many columns that their sums, ROW_SUMS, stay in L1, and ROW_STEPS steps of k at a time, every
+ * VL columns' words are read against all of x, VL rows of it or fewer at once. In blocks of KC steps, each from zero, as
+ * tiles sum. */
+enum { ROW_SUMS = 8192, ROW_STEPS = 32, ROW_AHEAD = 128 };
 
-WORD vf weight_as(const int pairs, enum en_dtype type, const void *p, int64_t offset, int64_t n) {
-    vf w = load_as(type, p, offset, n);
-#ifdef EN_BF16_DOT
-    if (pairs && type != EN_BF16) return v_round_bf16(w);
-#endif
-    (void)pairs;
-    return w;
+/* sums (h, row) += x's rows from i on · w's columns [j, j + n), steps [s0, s1) */
+WORD void row_tile(const int pairs, const int h, enum en_dtype type, const struct skinny *q, int64_t i, int64_t s0,
+                   int64_t s1, int64_t j, int64_t n, float *sums, int64_t row) {
+    const int each = pairs ? 2 : 1;
+    const float *x = q->x + s0 * q->x_row + i;
+    vf acc[VL];
+#pragma GCC unroll 16
+    for (int r = 0; r < h; r++) acc[r] = v_load(sums + r * row);
+    for (int64_t s = s0; s < s1; s++, x += q->x_row) {
+        for (int e = 0; e < each; e++)
+            __builtin_prefetch((const char *)element(type, q->w.data, j + (each * s + e) * q->w.k) + ROW_AHEAD);
+        const vf w = gather_words(pairs, type, &q->w, j, n, s, q->k);
+#pragma GCC unroll 16
+        for (int r = 0; r < h; r++) acc[r] = word_fma(pairs, v_set(x[r]), w, acc[r]);
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < h; r++) v_store(sums + r * row, acc[r]);
 }
 
-/* sums (m, ROW_N) += x (m,kc) · rows k0.. of w, columns [j, j + n) */
-WORD void row_tile(const int pairs, const int m, const int kc, enum en_dtype type, const struct skinny *q, int64_t i,
-                   int64_t k0, int64_t j, int64_t n, float *sums) {
-    for (int64_t v = 0; v < n; v += VL) {
-        vf acc[DOT_M];
-#pragma GCC unroll 4
-        for (int r = 0; r < m; r++) acc[r] = v_load(sums + r * ROW_N + v);
-#pragma GCC unroll 8
-        for (int k = 0; k < kc; k++) {
-            const int64_t at = (k0 + k) * q->w.k + j + v;
-            vf w = weight_as(pairs, type, q->w.data, at, n - v);
-            __builtin_prefetch((const char *)element(type, q->w.data, at + ROW_K * q->w.k));
-#pragma GCC unroll 4
-            for (int r = 0; r < m; r++) acc[r] = v_fma(v_set(q->x[(i + r) * q->x_row + k0 + k]), w, acc[r]);
+/* The sums of columns [j, j + n) to c, of which one of the strides is 1. */
+WORD void store_sums_of_rows(const struct skinny *q, int64_t j, int64_t n, const float *sums, int64_t row,
+                               int add) {
+    for (int64_t i = 0; i < q->few; i += VL)
+        for (int64_t v = 0; v < n; v += VL) {
+            const int across = q->c_many == 1;
+            const int64_t rows = min64(q->few - i, VL), columns = min64(n - v, VL);
+            vf r[VL];
+            for (int64_t x = 0; x < VL; x++) r[x] = v_load(sums + (i + x) * row + v);
+            if (!across) v_transpose(r);
+            for (int64_t x = 0; x < (across ? rows : columns); x++) {
+                float *at = q->c + (i + (across ? x : 0)) * q->c_few + (j + v + (across ? 0 : x)) * q->c_many;
+                const int64_t some = across ? columns : rows;
+                v_store_n(at, add ? v_add(v_load_n(at, some), r[x]) : r[x], some);
+            }
         }
-#pragma GCC unroll 4
-        for (int r = 0; r < m; r++) v_store(sums + r * ROW_N + v, acc[r]);
+}
+
+WORD void row_band(const int pairs, enum en_dtype type, const struct skinny *q, int64_t i, int64_t s0, int64_t s1,
+                   int64_t j, int64_t n, float *sums, int64_t row) {
+    switch (min64(VL, q->few - i)) {
+    case 1: row_tile(pairs, 1, type, q, i, s0, s1, j, n, sums, row); break;
+    case 2: row_tile(pairs, 2, type, q, i, s0, s1, j, n, sums, row); break;
+    case 3:
+    case 4: row_tile(pairs, 4, type, q, i, s0, s1, j, n, sums, row); break;
+    case 5:
+    case 6:
+    case 7:
+    case 8: row_tile(pairs, 8, type, q, i, s0, s1, j, n, sums, row); break;
+    case 9:
+    case 10:
+    case 11:
+    case 12: row_tile(pairs, VL < 12 ? VL : 12, type, q, i, s0, s1, j, n, sums, row); break;
+    default: row_tile(pairs, VL, type, q, i, s0, s1, j, n, sums, row); break;
     }
 }
 
-WORD void row_band(const int pairs, const int m, enum en_dtype type, const struct skinny *q, int64_t i, int64_t k0,
-                   int64_t k1, int64_t j, int64_t n, float *sums) {
-    int64_t k = k0;
-    for (; k + ROW_K <= k1; k += ROW_K) row_tile(pairs, m, ROW_K, type, q, i, k, j, n, sums);
-    for (; k < k1; k++) row_tile(pairs, m, 1, type, q, i, k, j, n, sums);
-}
-
 WORD void rows_as(const int pairs, enum en_dtype type, const struct skinny *q, int64_t begin, int64_t end) {
-    float sums[SKINNY_ROWS * ROW_N];
-    const int64_t blocks = max64(ceil_div(q->k, KC), 1);
-    for (int64_t j = begin; j < end; j += ROW_N) {
-        const int64_t n = min64(ROW_N, end - j);
+    const int64_t blocks = max64(ceil_div(q->steps, KC), 1), rows = round_up(q->few, VL);
+    const int64_t row = max64(ROW_SUMS / rows / NR, 1) * NR;
+    float *sums = en_scratch(EN_SCRATCH_C, (size_t)(rows * row) * sizeof(float));
+    if (!sums) {
+        *q->status = EN_NO_MEMORY;
+        return;
+    }
+    for (int64_t j = begin; j < end; j += row) {
+        const int64_t n = min64(row, end - j);
         for (int64_t b = 0; b < blocks; b++) {
-            const int64_t k0 = cut(q->k, blocks, b), k1 = cut(q->k, blocks, b + 1);
-            for (int64_t i = 0; i < SKINNY_ROWS * ROW_N; i += VL) v_store(sums + i, v_zero());
-            for (int64_t i = 0; i < q->few; i += DOT_M)
-                switch (min64(DOT_M, q->few - i)) {
-                case 1: row_band(pairs, 1, type, q, i, k0, k1, j, n, sums + i * ROW_N); break;
-                case 2: row_band(pairs, 2, type, q, i, k0, k1, j, n, sums + i * ROW_N); break;
-                case 3: row_band(pairs, 3, type, q, i, k0, k1, j, n, sums + i * ROW_N); break;
-                default: row_band(pairs, 4, type, q, i, k0, k1, j, n, sums + i * ROW_N); break;
-                }
-            for (int64_t i = 0; i < q->few; i++)
-                for (int64_t v = 0; v < n; v += VL) {
-                    float *at = q->c + i * q->c_few + j + v;
-                    vf sum = v_load(sums + i * ROW_N + v);
-                    if (b || q->accumulate) sum = v_add(v_load_n(at, n - v), sum);
-                    v_store_n(at, sum, n - v);
-                }
+            const int64_t first = cut(q->steps, blocks, b), last = cut(q->steps, blocks, b + 1);
+            for (int64_t i = 0; i < rows * row; i += VL) v_store(sums + i, v_zero());
+            for (int64_t s = first; s < last; s += ROW_STEPS)
+                for (int64_t v = 0; v < n; v += VL)
+                    for (int64_t i = 0; i < q->few; i += VL) {
+                        float *at = sums + i * row + v;
+                        const int64_t stop = min64(s + ROW_STEPS, last);
+                        if (n - v >= VL)
+                            row_band(pairs, type, q, i, s, stop, j + v, VL, at, row);
+                        else
+                            row_band(pairs, type, q, i, s, stop, j + v, n - v, at, row);
+                    }
+            store_sums_of_rows(q, j, n, sums, row, b || q->accumulate);
         }
     }
 }
@@ -193,9 +217,9 @@ static void unpacked_dots_range(void *context, int64_t begin, int64_t end) {
     }
 }
 
-/* Words of x (few,k), one row after the other: packed as a panel and turned, unless they lie so already. */
-static int skinny_x(struct skinny *q, const struct operand *x, int pairs) {
-    q->steps = pairs ? (q->k + 1) / 2 : q->k;
+/* Words of x (few,k) as the dots want them, one row after the other: packed as a panel and turned, unless they lie so
+ * already. */
+static int dots_x(struct skinny *q, const struct operand *x) {
     q->x = x->data;
     q->x_row = x->row;
     if (!q->pairs && x->type == EN_F32 && x->k == 1) return 1;
@@ -205,21 +229,32 @@ static int skinny_x(struct skinny *q, const struct operand *x, int pairs) {
     if (!words) return 0;
     float *panel = words + q->few * q->x_row + VL;
     const struct operand turned = {.type = EN_F32, .data = panel, .row = width, .k = 1};
-    pack(pairs, panel, width, x, q->few, q->k, q->steps);
+    pack(q->pairs, panel, width, x, q->few, q->k, q->steps);
     pack(0, words, q->x_row, &turned, q->steps, q->few, q->few);
-#ifdef EN_BF16_DOT
-    if (q->pairs && !pairs && x->type != EN_BF16)
-        for (int64_t i = 0; i < q->few * q->x_row; i += VL) v_store(words + i, v_round_bf16(v_load(words + i)));
-#endif
     q->x = words;
     return 1;
 }
 
+/* The same as the rows want them: a panel, with words of 0 up to a whole number of vectors. */
+static int rows_x(struct skinny *q, const struct operand *x) {
+    q->x_row = round_up(q->few, VL);
+    float *panel = en_scratch(EN_SCRATCH_A, (size_t)(q->steps * q->x_row + VL) * sizeof(float));
+    if (!panel) return 0;
+    pack(q->pairs, panel, q->x_row, x, q->few, q->k, q->steps);
+    q->x = panel;
+    return 1;
+}
+
+/* FAR: elements of an operand that hardly lies in L2. From there on reading it in order, once, is worth more than tiles
+ * of C that fill the registers. */
 static inline int few_rows(int64_t m, const struct en_term *t) {
-    return m <= SKINNY_ROWS && (t->b_row == 1 || (t->b_col == 1 && !t->packed));
+    if (t->b_row == 1) return m <= SKINNY_ROWS;
+    return t->b_col == 1 && !t->packed && m <= (t->k * t->n >= FAR ? SKINNY_SUMS : SKINNY_ROWS);
 }
 static inline int few_columns(int64_t m, const struct en_term *t, int pairs) {
-    return m > SKINNY_ROWS && !t->packed && t->n <= (pairs ? SKINNY_PAIRS : SKINNY_COLUMNS) && t->a_col == 1 && t->k >= 4 * VL;
+    if (m <= SKINNY_ROWS || t->packed || t->k < 4 * VL) return 0;
+    if (t->a_col == 1) return t->n <= (pairs ? SKINNY_PAIRS : SKINNY_COLUMNS);
+    return t->a_row == 1 && t->n <= SKINNY_SUMS;
 }
 
 /* c (m, c_row) = or += the term, which has few_rows or few_columns */
@@ -227,13 +262,13 @@ static en_status skinny_term(const struct en_term *t, int64_t m, int pairs, floa
     const struct operand a = a_of(t), b = b_of(t);
     _Atomic int status = EN_OK;
     struct skinny q = {.pairs = pairs, .k = t->k, .c = c + t->n0, .accumulate = accumulate, .status = &status};
-    if (few_columns(m, t, pairs)) {
-        q.few = t->n, q.c_few = 1, q.many = m, q.c_many = c_row, q.w = a;
-        if (!skinny_x(&q, &b, pairs)) return EN_NO_MEMORY;
-    } else {
-        q.few = m, q.c_few = c_row, q.many = t->n, q.c_many = 1, q.w = b;
-        if (!skinny_x(&q, &a, pairs && b.k == 1)) return EN_NO_MEMORY;
-    }
+    const int turned = few_columns(m, t, pairs); /* the few are columns */
+    const struct operand *x = turned ? &b : &a;
+    q.w = turned ? a : b;
+    q.few = turned ? t->n : m, q.c_few = turned ? 1 : c_row;
+    q.many = turned ? m : t->n, q.c_many = turned ? c_row : 1;
+    q.steps = pairs ? (q.k + 1) / 2 : q.k;
+    if (!(q.w.k == 1 || q.w.packed ? dots_x(&q, x) : rows_x(&q, x))) return EN_NO_MEMORY;
     const int64_t grain = GEMM_GRAIN / max64(q.few * q.k, 1) + 1;
     if (q.w.packed)
         en_parallel_for(q.many, grain, unpacked_dots_range, &q);

@@ -138,6 +138,25 @@ def test_nothing_beyond_the_arrays_is_read_or_written(isa, dtype):
                 assert_product(out, terms, bias, residual)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, BF16])
+def test_sums_of_rows_of_a_large_operand(isa, dtype, same_on_any_threads):
+    """The gradients of low-rank factors: few rows of A against rows of B, and rows of Aᵀ against few columns."""
+    for few, k, many in ((9, 21, 25_001), (12, 20, 26_215), (16, 64, 8_193), (33, 131, 4_007), (64, 130, 4_033)):
+        low, wide_one = guarded(floats(1, k, few), dtype), guarded(floats(2, k, many), dtype)
+        for terms, shape in (([(low.T, wide_one)], (few, many)), ([(wide_one.T, low)], (many, few))):
+            out = guarded(floats(3, *shape))
+            before = out.copy()
+            cpu.product(terms, out, accumulate=True)
+            assert_product(out, terms, before=before)
+    # in blocks of k, each column by one thread; some columns of a wider array; a bias, a residual, a result in bf16
+    low, wide_one = floats(4, 1500, 20).astype(dtype), floats(5, 1500, 900).astype(dtype)[:, 7:707]
+    for terms, shape in (([(low.T, wide_one)], (20, 700)), ([(wide_one.T, low)], (700, 20))):
+        same_on_any_threads(lambda terms=terms, shape=shape: cpu.product(terms, np.empty(shape, np.float32)))
+        bias, residual = floats(6, shape[1]), floats(7, *shape).astype(BF16)
+        out = cpu.product(terms, np.empty(shape, BF16), bias=bias, residual=residual)
+        assert_product(out, terms, bias, residual)
+
+
 @pytest.mark.parametrize("shape", [(1, 2000, 600), (300, 300, 300), (40, 700, 1200), (1000, 300, 9), (16, 1000, 900)])
 def test_bits_do_not_depend_on_threads(isa, same_on_any_threads, shape):
     m, k, n = shape
