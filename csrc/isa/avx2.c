@@ -111,6 +111,7 @@ WORD void store_u16_n(uint16_t *p, __m128i a, int64_t n) {
 WORD vf v_load_bf16_n(const uint16_t *p, int64_t n) {
     return v_from_bits(vi_shl(_mm256_cvtepu16_epi32(load_u16_n(p, n)), 16));
 }
+WORD float f16_value(uint16_t bits) { return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(bits))); }
 WORD vf v_load_f16_n(const uint16_t *p, int64_t n) { return _mm256_cvtph_ps(load_u16_n(p, n)); }
 WORD void v_store_bf16_n(uint16_t *p, vf a, int64_t n) {
     vi u = v_bits(a);

@@ -19,6 +19,17 @@ WORD void v_store_halves(uint16_t *p, uint16_t *q, vi a) {
     _mm256_storeu_si256((__m256i *)p, _mm512_castsi512_si256(a));
     _mm256_storeu_si256((__m256i *)q, _mm512_extracti64x4_epi64(a, 1));
 }
+/* Pairs of a's and b's first VL 16-bit lanes, and of the others. */
+WORD vi v_zip_low(vi a, vi b) {
+    const vi order = _mm512_setr_epi32(0x200000, 0x210001, 0x220002, 0x230003, 0x240004, 0x250005, 0x260006, 0x270007,
+                                       0x280008, 0x290009, 0x2a000a, 0x2b000b, 0x2c000c, 0x2d000d, 0x2e000e, 0x2f000f);
+    return _mm512_permutex2var_epi16(a, order, b);
+}
+WORD vi v_zip_high(vi a, vi b) {
+    const vi order = _mm512_setr_epi32(0x300010, 0x310011, 0x320012, 0x330013, 0x340014, 0x350015, 0x360016, 0x370017,
+                                       0x380018, 0x390019, 0x3a001a, 0x3b001b, 0x3c001c, 0x3d001d, 0x3e001e, 0x3f001f);
+    return _mm512_permutex2var_epi16(a, order, b);
+}
 /* Pairs of the first VL 16-bit lanes and the others, in this order. */
 WORD vi v_zip_halves(vi a) {
     const vi order = _mm512_setr_epi32(0x100000, 0x110001, 0x120002, 0x130003, 0x140004, 0x150005, 0x160006, 0x170007,

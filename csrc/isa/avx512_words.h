@@ -71,6 +71,7 @@ WORD vf v_lookup(const float table[16], vi index) { return _mm512_permutexvar_ps
 WORD vf v_load_bf16_n(const uint16_t *p, int64_t n) {
     return v_from_bits(vi_shl(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(first_lanes(n), p)), 16));
 }
+WORD float f16_value(uint16_t bits) { return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(bits))); }
 WORD vf v_load_f16_n(const uint16_t *p, int64_t n) {
     return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first_lanes(n), p));
 }

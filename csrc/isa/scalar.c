@@ -79,9 +79,8 @@ WORD void v_store_u8(uint8_t *p, vf a) { *p = a > 0 ? a < 255 ? (uint8_t)rintf(a
 WORD vf v_lookup(const float table[16], vi index) { return table[index & 15]; }
 
 WORD vf v_load_bf16_n(const uint16_t *p, int64_t n) { return n > 0 ? v_from_bits((vi)((uint32_t)*p << 16)) : 0; }
-WORD vf v_load_f16_n(const uint16_t *p, int64_t n) {
-    if (n <= 0) return 0;
-    uint32_t sign = (uint32_t)(*p & 0x8000) << 16, magnitude = *p & 0x7fff;
+WORD float f16_value(uint16_t bits) {
+    uint32_t sign = (uint32_t)(bits & 0x8000) << 16, magnitude = bits & 0x7fff;
     if (magnitude < 0x400) { /* zero or denormal: its mantissa counts 2^-24 */
         vf a = (vf)magnitude * 0x1p-24f;
         return sign ? -a : a;
@@ -91,6 +90,7 @@ WORD vf v_load_f16_n(const uint16_t *p, int64_t n) {
     if (magnitude > 0x7c00) u |= 0x400000;                                 /* quiet */
     return v_from_bits((vi)(u | sign));
 }
+WORD vf v_load_f16_n(const uint16_t *p, int64_t n) { return n > 0 ? f16_value(*p) : 0; }
 WORD void v_store_bf16_n(uint16_t *p, vf a, int64_t n) {
     uint32_t u = (uint32_t)v_bits(a);
     u = a != a ? u | 0x400000 : u + 0x7fff + (u >> 16 & 1);

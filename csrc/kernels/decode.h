@@ -20,9 +20,7 @@
 static inline float half_at(const uint8_t *p) {
     uint16_t bits;
     memcpy(&bits, p, sizeof bits);
-    float lanes[VL];
-    v_store(lanes, v_load_f16_n(&bits, 1));
-    return lanes[0];
+    return f16_value(bits);
 }
 
 static inline float absmax_of(const struct en_blocks *w, int64_t block) {

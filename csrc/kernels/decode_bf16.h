@@ -1,7 +1,9 @@
 /* Blocks of quantized numbers to bf16, where there are AVX-512's words of 16 bits: kernels/decode.h says what.
  *
- * Types of 4 or 5 bits take a table of a block's or group's 16 or 32 values in bf16 and look codes up in it, 32 with one
- * instruction (vpermw); where scales change every 16 values a table isn't worth it. Rounding takes denormals to 0. */
+ * A type is two functions: what its blocks have in common, a head, and 64 values of a block by its head. Types of 4 or 5
+ * bits make tables of 16 or 32 values in bf16 and look codes up in them, 32 with one instruction (vpermw); where scales
+ * change every 16 values a table isn't worth it. Rounding takes denormals to 0. Values go to lines of an array, or
+ * straight into panels of kernels/pack.h, along the lines or across them. */
 #ifndef EN_DECODE_BF16_H
 #define EN_DECODE_BF16_H
 
@@ -9,147 +11,257 @@ typedef __m512i vh; /* 32 numbers of 16 bits */
 
 WORD void store_halves(uint16_t *y, vh a) { _mm512_storeu_si512(y, a); }
 
-WORD float half_of(const uint8_t *p) {
-    uint16_t bits;
-    memcpy(&bits, p, sizeof bits);
-    return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(bits)));
-}
+struct head {
+    float slope[16], base[16];
+    vh table; /* or the fifth bits of codes */
+};
 
 /* 16 values as a table of bf16, twice: bit 4 of an index doesn't count. */
-WORD vh table_of(vf values) {
-    const __m256i half = (__m256i)_mm512_cvtneps_pbh(values);
-    return _mm512_inserti64x4(_mm512_castsi256_si512(half), half, 1);
-}
+WORD vh table_of(vf values) { return v_pack_bf16(values, values); }
 WORD vf counting(void) { return _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15); }
+WORD vh look_up(vh table, vh codes) { return _mm512_permutexvar_epi16(codes, table); }
+WORD vh bytes_at(const uint8_t *p) { return _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i *)p)); }
+WORD vf floats_at(const uint8_t *p) { return v_from_int(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p))); }
 
-/* Codes of 16 bytes, two each, the high half before the low one; bits above the low four mean nothing, but bit 4. */
+/* Codes of 16 bytes, two each, the high half before the low one; bits above the low four mean nothing, nor does bit 4. */
 WORD vh codes_in_order(const uint8_t *p) {
-    const __m512i bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p));
-    return _mm512_or_si512(_mm512_srli_epi32(bytes, 4), _mm512_slli_epi32(bytes, 16));
+    const vh twice = _mm512_setr_epi64(
+        0x0001000100000000, 0x0003000300020002, 0x0005000500040004, 0x0007000700060006, 0x0009000900080008,
+        0x000b000b000a000a, 0x000d000d000c000c, 0x000f000f000e000e);
+    const vh bytes = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)p));
+    return _mm512_srlv_epi16(_mm512_shuffle_epi8(bytes, twice), _mm512_set1_epi32(0x00000004));
 }
 
-WORD void decode_codes_bf16(const float levels[16], const struct en_blocks *w, int64_t first, int64_t n, uint16_t *y) {
-    const vf level = v_load(levels);
-    for (int64_t b = first; b < first + n; b++, y += 64) {
-        const vh table = table_of(v_mul(level, v_set(absmax_of(w, b))));
-        const uint8_t *codes = w->raw + b * 32;
-        store_halves(y, _mm512_permutexvar_epi16(codes_in_order(codes), table));
-        store_halves(y + 32, _mm512_permutexvar_epi16(codes_in_order(codes + 16), table));
-    }
+WORD void nf4_head(const struct en_blocks *w, int64_t block, struct head *h) {
+    h->table = table_of(v_mul(v_load(en_nf4_levels), v_set(absmax_of(w, block))));
 }
-static void decode_nf4_bf16(const struct en_blocks *w, int64_t first, int64_t n, uint16_t *y) {
-    decode_codes_bf16(en_nf4_levels, w, first, n, y);
+WORD void fp4_head(const struct en_blocks *w, int64_t block, struct head *h) {
+    h->table = table_of(v_mul(v_load(en_fp4_levels), v_set(absmax_of(w, block))));
 }
-static void decode_fp4_bf16(const struct en_blocks *w, int64_t first, int64_t n, uint16_t *y) {
-    decode_codes_bf16(en_fp4_levels, w, first, n, y);
+WORD void nf4_part(const uint8_t *raw, const struct head *h, int i, vh *low, vh *high) {
+    (void)i;
+    *low = look_up(h->table, codes_in_order(raw));
+    *high = look_up(h->table, codes_in_order(raw + 16));
+}
+#define fp4_part nf4_part
+
+/* Blocks of 32 are taken by two, whose heads their parts make. */
+WORD void no_head(const struct en_blocks *w, int64_t block, struct head *h) { (void)w, (void)block, (void)h; }
+#define q4_0_head no_head
+#define q8_0_head no_head
+
+WORD vh q4_0_block(const uint8_t *raw) {
+    const vh table = table_of(v_mul(v_sub(counting(), v_set(8)), v_set(half_at(raw))));
+    const __m256i bytes = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)(raw + 2)));
+    return look_up(table, _mm512_inserti64x4(_mm512_castsi256_si512(bytes), _mm256_srli_epi16(bytes, 4), 1));
+}
+WORD void q4_0_part(const uint8_t *raw, const struct head *h, int i, vh *low, vh *high) {
+    (void)h, (void)i;
+    *low = q4_0_block(raw);
+    *high = q4_0_block(raw + 18);
 }
 
-static void decode_q4_0_bf16(const struct en_blocks *w, int64_t first, int64_t n, uint16_t *y) {
-    const uint8_t *raw = w->raw + first * 18;
-    const vf level = v_sub(counting(), v_set(8));
-    for (; n > 0; n--, raw += 18, y += 32) {
-        const vh table = table_of(v_mul(level, v_set(half_of(raw))));
-        const __m256i bytes = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)(raw + 2)));
-        const vh codes = _mm512_inserti64x4(_mm512_castsi256_si512(bytes), _mm256_srli_epi16(bytes, 4), 1);
-        store_halves(y, _mm512_permutexvar_epi16(codes, table));
-    }
+WORD vh q8_0_block(const uint8_t *raw) {
+    const vf d = v_set(half_at(raw));
+    return v_pack_bf16(v_mul(floats_at(raw + 2), d), v_mul(floats_at(raw + 18), d));
+}
+WORD void q8_0_part(const uint8_t *raw, const struct head *h, int i, vh *low, vh *high) {
+    (void)h, (void)i;
+    *low = q8_0_block(raw);
+    *high = q8_0_block(raw + 34);
 }
 
-static void decode_q8_0_bf16(const struct en_blocks *w, int64_t first, int64_t n, uint16_t *y) {
-    const uint8_t *raw = w->raw + first * 34;
-    for (; n > 0; n--, raw += 34, y += 32) {
-        const vf d = v_set(half_of(raw));
-        const vf low = v_from_int(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(raw + 2))));
-        const vf high = v_from_int(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(raw + 18))));
-        store_halves(y, v_pack_bf16(v_mul(low, d), v_mul(high, d)));
-    }
-}
-
-WORD void store_lines(float y[8], float d, uint64_t bytes) {
+/* d times eight bytes */
+WORD void eight_times(float y[8], float d, uint64_t bytes) {
     const __m256 values = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_cvtsi64_si128((int64_t)bytes)));
     _mm256_storeu_ps(y, _mm256_mul_ps(_mm256_set1_ps(d), values));
 }
 
-/* The slopes and bases of the eight groups of a block of q4_k or q5_k, as group_lines has them. */
-WORD void quick_lines(const uint8_t *raw, float slope[8], float base[8]) {
+/* The slopes and bases of eight groups, as group_lines has them. */
+WORD void q4_k_head(const struct en_blocks *w, int64_t block, struct head *h) {
     const uint64_t six = 0x3f3f3f3f, four = 0x0f0f0f0f, two = 0x03030303;
+    const uint8_t *raw = w->raw + block * w->bytes;
     uint32_t word[3];
     memcpy(word, raw + 4, sizeof word);
-    store_lines(slope, half_of(raw), (word[0] & six) | ((word[2] & four) | (word[0] >> 6 & two) << 4) << 32);
-    store_lines(base, half_of(raw + 2), (word[1] & six) | ((word[2] >> 4 & four) | (word[1] >> 6 & two) << 4) << 32);
+    eight_times(h->slope, half_at(raw), (word[0] & six) | ((word[2] & four) | (word[0] >> 6 & two) << 4) << 32);
+    eight_times(h->base, half_at(raw + 2), (word[1] & six) | ((word[2] >> 4 & four) | (word[1] >> 6 & two) << 4) << 32);
+}
+/* Two groups' tables are one of 32 values. */
+WORD void q4_k_part(const uint8_t *raw, const struct head *h, int i, vh *low, vh *high) {
+    const vh bytes = bytes_at(raw + 16 + i * 32);
+    const vh table = v_pack_bf16(v_sub(v_mul(v_set(h->slope[2 * i]), counting()), v_set(h->base[2 * i])),
+                                 v_sub(v_mul(v_set(h->slope[2 * i + 1]), counting()), v_set(h->base[2 * i + 1])));
+    *low = look_up(table, _mm512_and_si512(bytes, _mm512_set1_epi16(15)));
+    *high = look_up(table, _mm512_or_si512(_mm512_srli_epi16(bytes, 4), _mm512_set1_epi16(16)));
 }
 
-static void decode_q4_k_bf16(const struct en_blocks *w, int64_t first, int64_t n, uint16_t *y) {
-    const uint8_t *raw = w->raw + first * 144;
-    for (; n > 0; n--, raw += 144, y += 256) {
-        float slope[8], base[8];
-        quick_lines(raw, slope, base);
+WORD void q5_k_head(const struct en_blocks *w, int64_t block, struct head *h) {
+    q4_k_head(w, block, h);
+    h->table = _mm512_slli_epi16(bytes_at(w->raw + block * w->bytes + 16), 4);
+}
+/* 32 values of a group fill the table; codes are their low bits and, from bits 4 of `fifths`, the fifth. */
+WORD vh q5_k_group(const struct head *h, int g, vh low_bits, vh fifths) {
+    const vf s = v_set(h->slope[g]), b = v_set(h->base[g]), upper = v_add(counting(), v_set(16));
+    const vh table = v_pack_bf16(v_sub(v_mul(s, counting()), b), v_sub(v_mul(s, upper), b));
+    return look_up(table, _mm512_ternarylogic_epi64(_mm512_set1_epi16(15), low_bits, fifths, 0xca));
+}
+WORD void q5_k_part(const uint8_t *raw, const struct head *h, int i, vh *low, vh *high) {
+    const vh bytes = bytes_at(raw + 48 + i * 32), fifths = _mm512_srlv_epi16(h->table, _mm512_set1_epi16((short)(2 * i)));
+    *low = q5_k_group(h, 2 * i, bytes, fifths);
+    *high = q5_k_group(h, 2 * i + 1, _mm512_srli_epi16(bytes, 4), _mm512_srli_epi16(fifths, 1));
+}
+
+WORD void q6_k_head(const struct en_blocks *w, int64_t block, struct head *h) {
+    const uint8_t *raw = w->raw + block * w->bytes;
+    v_store(h->slope, v_mul(v_set(half_at(raw + 208)), floats_at(raw + 192)));
+}
+/* Codes are nibbles of 64 bytes, and above them pairs of bits of 32 bytes, those of the last 32 values higher by 2. */
+WORD void q6_k_part(const uint8_t *raw, const struct head *h, int i, vh *low, vh *high) {
+    const __m128i by = _mm_cvtsi32_si128(i % 2 * 4);
+    const vh up = _mm512_inserti64x4(_mm512_set1_epi16(4), _mm256_set1_epi16(2), 1);
+    const vh nibbles = _mm512_srl_epi16(_mm512_loadu_si512(raw + i / 2 * 64), by);
+    const __m256i pairs = _mm256_srl_epi16(_mm256_loadu_si256((const __m256i *)(raw + 128 + i / 2 * 32)), by);
+    const vh above = _mm512_sllv_epi16(_mm512_broadcast_i64x4(pairs), up);
+    const vh code = _mm512_sub_epi8(
+        _mm512_ternarylogic_epi64(_mm512_set1_epi8(15), nibbles, _mm512_and_si512(above, _mm512_set1_epi8(48)), 0xea),
+        _mm512_set1_epi8(32));
+    vf values[4];
+    const __m128i bytes[4] = {_mm512_castsi512_si128(code), _mm512_extracti32x4_epi32(code, 1),
+                              _mm512_extracti32x4_epi32(code, 2), _mm512_extracti32x4_epi32(code, 3)};
 #pragma GCC unroll 4
-        for (int g = 0; g < 8; g += 2) {
-            const vh bytes = _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i *)(raw + 16 + g * 16)));
-            const vh low = table_of(v_sub(v_mul(v_set(slope[g]), counting()), v_set(base[g])));
-            const vh high = table_of(v_sub(v_mul(v_set(slope[g + 1]), counting()), v_set(base[g + 1])));
-            store_halves(y + g * 32, _mm512_permutexvar_epi16(bytes, low));
-            store_halves(y + g * 32 + 32, _mm512_permutexvar_epi16(_mm512_srli_epi16(bytes, 4), high));
-        }
-    }
+    for (int x = 0; x < 4; x++)
+        values[x] = v_mul(v_set(h->slope[4 * i + x]), v_from_int(_mm512_cvtepi8_epi32(bytes[x])));
+    *low = v_pack_bf16(values[0], values[1]);
+    *high = v_pack_bf16(values[2], values[3]);
 }
 
-/* 32 values of a group fill the table. */
-static void decode_q5_k_bf16(const struct en_blocks *w, int64_t first, int64_t n, uint16_t *y) {
-    const uint8_t *raw = w->raw + first * 176;
-    const vf upper = v_add(counting(), v_set(16));
-    for (; n > 0; n--, raw += 176, y += 256) {
-        float slope[8], base[8];
-        quick_lines(raw, slope, base);
-        const vh fifth = _mm512_slli_epi16(_mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i *)(raw + 16))), 4);
-#pragma GCC unroll 8
-        for (int g = 0; g < 8; g++) {
-            const vf s = v_set(slope[g]), b = v_set(base[g]);
-            const vh table = v_pack_bf16(v_sub(v_mul(s, counting()), b), v_sub(v_mul(s, upper), b));
-            const vh bytes = _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i *)(raw + 48 + g / 2 * 32)));
-            const vh low = _mm512_and_si512(g % 2 ? _mm512_srli_epi16(bytes, 4) : bytes, _mm512_set1_epi16(15));
-            const vh high = _mm512_and_si512(_mm512_srli_epi16(fifth, g), _mm512_set1_epi16(16));
-            store_halves(y + g * 32, _mm512_permutexvar_epi16(_mm512_or_si512(low, high), table));
-        }
-    }
-}
-
-static void decode_q6_k_bf16(const struct en_blocks *w, int64_t first, int64_t n, uint16_t *y) {
-    const uint8_t *raw = w->raw + first * 210;
-    for (; n > 0; n--, raw += 210, y += 256) {
-        const vf d = v_set(half_of(raw + 208));
-        float slope[16];
-        v_store(slope, v_mul(d, v_from_int(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(raw + 192))))));
-#pragma GCC unroll 8
-        for (int part = 0; part < 8; part++) {
-            const __m256i low = _mm256_loadu_si256((const __m256i *)(raw + part / 4 * 64 + part % 2 * 32));
-            const __m256i high = _mm256_loadu_si256((const __m256i *)(raw + 128 + part / 4 * 32));
-            const __m256i nibble = _mm256_and_si256(part / 2 % 2 ? _mm256_srli_epi16(low, 4) : low,
-                                                    _mm256_set1_epi8(15));
-            const int by = part % 4 * 2; /* to bits 4 and 5 of each byte */
-            const __m256i moved = by < 4 ? _mm256_slli_epi16(high, 4 - by) : _mm256_srli_epi16(high, by - 4);
-            const __m256i code = _mm256_sub_epi8(
-                _mm256_or_si256(nibble, _mm256_and_si256(moved, _mm256_set1_epi8(48))), _mm256_set1_epi8(32));
-            const vf first16 = v_from_int(_mm512_cvtepi8_epi32(_mm256_castsi256_si128(code)));
-            const vf last16 = v_from_int(_mm512_cvtepi8_epi32(_mm256_extracti128_si256(code, 1)));
-            store_halves(y + part * 32, v_pack_bf16(v_mul(v_set(slope[part * 2]), first16),
-                                                    v_mul(v_set(slope[part * 2 + 1]), last16)));
-        }
-    }
-}
-
-static void (*const decode_bf16[EN_QTYPE_COUNT])(const struct en_blocks *w, int64_t first, int64_t n, uint16_t *y) = {
-    [EN_Q4_0] = decode_q4_0_bf16, [EN_Q8_0] = decode_q8_0_bf16, [EN_Q4_K] = decode_q4_k_bf16,
-    [EN_Q5_K] = decode_q5_k_bf16, [EN_Q6_K] = decode_q6_k_bf16, [EN_NF4] = decode_nf4_bf16,
-    [EN_NF4_F32] = decode_nf4_bf16, [EN_FP4] = decode_fp4_bf16, [EN_FP4_F32] = decode_fp4_bf16,
+/* Lines of n blocks each, `step` blocks from one to the next. */
+struct decoding {
+    const struct en_blocks *w;
+    int64_t first, n, lines, step;
 };
 
-/* n blocks from `first` on as bf16. */
+/* PARTS values at a time: of a block, or of two of 32 values. */
+enum { PARTS = 64 };
+_Static_assert(PARTS / 2 % NR == 0, "half a part fills panels");
+typedef void (*head_fn)(const struct en_blocks *w, int64_t block, struct head *h);
+typedef void (*part_fn)(const uint8_t *raw, const struct head *h, int i, vh *low, vh *high);
+
+/* The lines to y, y_step numbers from one to the next. */
+WORD void decode_to_lines(head_fn head, part_fn part, const int values, const struct decoding *d, uint16_t *restrict y,
+                          int64_t y_step) {
+    const int blocks = values < PARTS ? PARTS / values : 1, parts = values < PARTS ? 1 : values / PARTS;
+    for (int64_t line = 0; line < d->lines; line++) {
+        uint16_t *restrict to = y + line * y_step;
+        for (int64_t b = 0; b < d->n; b += blocks) {
+            const int64_t block = d->first + line * d->step + b;
+            const uint8_t *raw = d->w->raw + block * d->w->bytes;
+            struct head h;
+            head(d->w, block, &h);
+#pragma GCC unroll 4
+            for (int i = 0; i < parts; i++, to += PARTS) {
+                vh low, high;
+                part(raw, &h, i, &low, &high);
+                store_halves(to, low);
+                store_halves(to + PARTS / 2, high);
+            }
+        }
+    }
+}
+
+/* Two by two, lines are pairs of k: to panels of NR columns that the lines run across, `panel` words from one to the
+ * next. */
+WORD void decode_across(head_fn head, part_fn part, const int values, const struct decoding *d, float *restrict y,
+                        int64_t panel) {
+    const int blocks = values < PARTS ? PARTS / values : 1, parts = values < PARTS ? 1 : values / PARTS;
+    for (int64_t first = 0; first < d->lines; first += VL, y += VL / 2 * NR) {
+        const int64_t lines = d->lines - first < VL ? d->lines - first : VL;
+        for (int64_t b = 0; b < d->n; b += blocks) {
+            const int64_t block = d->first + first * d->step + b, values_before = b * values;
+            struct head h[VL];
+            for (int64_t line = 0; line < lines; line++) head(d->w, block + line * d->step, &h[line]);
+            for (int i = 0; i < parts; i++) {
+                float *restrict to = y + (values_before + i * PARTS) / NR * panel;
+                for (int64_t line = 0; line < lines; line += 2, to += NR) {
+                    const uint8_t *raw = d->w->raw + (block + line * d->step) * d->w->bytes;
+                    vh even[2], odd[2];
+                    part(raw, &h[line], i, &even[0], &even[1]);
+                    part(raw + d->step * d->w->bytes, &h[line + 1], i, &odd[0], &odd[1]);
+#pragma GCC unroll 2
+                    for (int x = 0; x < 2; x++) {
+                        float *at = to + x * (PARTS / 2) / NR * panel;
+                        v_store(at, v_from_bits(v_zip_low(even[x], odd[x])));
+                        v_store(at + VL, v_from_bits(v_zip_high(even[x], odd[x])));
+                    }
+                }
+            }
+        }
+    }
+}
+
+/* VL lines as columns of a panel, whose steps they run along. */
+WORD void decode_along(head_fn head, part_fn part, const int values, const struct decoding *d, float *restrict y) {
+    const int blocks = values < PARTS ? PARTS / values : 1, parts = values < PARTS ? 1 : values / PARTS;
+    for (int64_t b = 0; b < d->n; b += blocks) {
+        struct head h[VL];
+        for (int line = 0; line < VL; line++) head(d->w, d->first + line * d->step + b, &h[line]);
+        for (int i = 0; i < parts; i++) {
+            vf low[VL], high[VL];
+#pragma GCC unroll 16
+            for (int line = 0; line < VL; line++) {
+                vh l, u;
+                part(d->w->raw + (d->first + line * d->step + b) * d->w->bytes, &h[line], i, &l, &u);
+                low[line] = v_from_bits(l), high[line] = v_from_bits(u);
+            }
+            v_transpose(low);
+            v_transpose(high);
+#pragma GCC unroll 16
+            for (int s = 0; s < VL; s++) v_store(y + s * NR, low[s]), v_store(y + (VL + s) * NR, high[s]);
+            y += 2 * VL * NR;
+        }
+    }
+}
+
+struct decoder {
+    void (*to_lines)(const struct decoding *d, uint16_t *y, int64_t y_step);
+    void (*across)(const struct decoding *d, float *y, int64_t panel);
+    void (*along)(const struct decoding *d, float *y);
+};
+
+#define DECODER(name, values)                                                                                        \
+    static void name##_to_lines(const struct decoding *d, uint16_t *y, int64_t y_step) {                             \
+        decode_to_lines(name##_head, name##_part, values, d, y, y_step);                                             \
+    }                                                                                                                \
+    static void name##_across(const struct decoding *d, float *y, int64_t panel) {                                   \
+        decode_across(name##_head, name##_part, values, d, y, panel);                                                \
+    }                                                                                                                \
+    static void name##_along(const struct decoding *d, float *y) {                                                   \
+        decode_along(name##_head, name##_part, values, d, y);                                                        \
+    }
+DECODER(q4_0, 32)
+DECODER(q8_0, 32)
+DECODER(q4_k, 256)
+DECODER(q5_k, 256)
+DECODER(q6_k, 256)
+DECODER(nf4, 64)
+DECODER(fp4, 64)
+#undef DECODER
+#define DECODER(name) {name##_to_lines, name##_across, name##_along}
+static const struct decoder decoders[EN_QTYPE_COUNT] = {
+    [EN_Q4_0] = DECODER(q4_0), [EN_Q8_0] = DECODER(q8_0), [EN_Q4_K] = DECODER(q4_k), [EN_Q5_K] = DECODER(q5_k),
+    [EN_Q6_K] = DECODER(q6_k), [EN_NF4] = DECODER(nf4), [EN_NF4_F32] = DECODER(nf4), [EN_FP4] = DECODER(fp4),
+    [EN_FP4_F32] = DECODER(fp4),
+};
+#undef DECODER
+
+/* n blocks from `first` on as bf16, of any type. */
 static void decode_halves(const struct en_blocks *w, int64_t first, int64_t n, uint16_t *y) {
-    if (decode_bf16[w->type]) {
-        decode_bf16[w->type](w, first, n, y);
-        return;
+    const struct decoder *decoder = &decoders[w->type];
+    if (decoder->to_lines) {
+        const int64_t whole = n * w->values / PARTS * PARTS / w->values;
+        const struct decoding d = {w, first, whole, 1, 0};
+        decoder->to_lines(&d, y, 0);
+        first += whole, n -= whole, y += whole * w->values;
     }
     for (int64_t b = first; b < first + n; b++, y += w->values) {
         _Alignas(64) float block[EN_MAX_BLOCK];

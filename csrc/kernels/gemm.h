@@ -52,7 +52,10 @@ static void pack_unpacked(const struct plan *q, const struct piece *piece, struc
         const int64_t step = k0 / each, steps = k0 + some == piece->k ? piece->steps - step : some / each;
         for (int64_t j0 = 0, wide; j0 < columns; j0 += wide) {
             wide = min64(b.k == 1 ? NR : round_up(patch_run(&b, j0), NR), columns - j0);
-            const struct operand from = operand_at(&b, j0, k0), dense = unpack(pairs, &from, wide, some, patch);
+            const struct operand from = operand_at(&b, j0, k0);
+            if (unpack_panels(pairs, &from, wide, some, steps, dst + j0 * piece->steps + step * NR, NR * piece->steps))
+                continue;
+            const struct operand dense = unpack(pairs, &from, wide, some, patch);
             for (int64_t j = j0; j < j0 + wide; j += NR) {
                 const int64_t n = min64(NR, columns - j), width = panel_width(n);
                 const struct operand at = operand_at(&dense, j - j0, 0);

@@ -84,11 +84,29 @@ WORD vf gather_words(const int pairs, enum en_dtype type, const struct operand *
     return load_as(type, o->data, at + s * o->k, n);
 }
 
+#ifdef EN_BF16_DOT
+/* Rows of bf16 that lie side by side, 2·VL at a time: whole pairs of k, and a whole number of these rows. */
+WORD void pack_across(float *dst, int64_t width, const struct operand *o, int64_t k) {
+    for (int64_t s = 0; s < k / 2; s++) {
+        const uint16_t *even = (const uint16_t *)o->data + 2 * s * o->k, *odd = even + o->k;
+        for (int64_t i = 0; i < width; i += 2 * VL) {
+            const vi a = vi_load_u16_n(even + i, 2 * VL), b = vi_load_u16_n(odd + i, 2 * VL);
+            v_store(dst + s * width + i, v_from_bits(v_zip_low(a, b)));
+            v_store(dst + s * width + i + VL, v_from_bits(v_zip_high(a, b)));
+        }
+    }
+}
+#endif
+
 WORD void pack_as(const int pairs, enum en_dtype type, float *dst, int64_t width, const struct operand *o, int64_t rows,
                   int64_t k, int64_t steps) {
     const int64_t full = pairs ? (k + 1) / 2 : k;
     if (o->row == 1) {
-        for (int64_t s = 0; s < full; s++)
+        int64_t s = 0;
+#ifdef EN_BF16_DOT
+        if (pairs && type == EN_BF16 && rows == width && width % (2 * VL) == 0) pack_across(dst, width, o, k), s = k / 2;
+#endif
+        for (; s < full; s++)
             for (int64_t i = 0; i < width; i += VL)
                 v_store(dst + s * width + i, gather_words(pairs, type, o, i, max64(rows - i, 0), s, k));
     } else if (o->k == 1) {

@@ -61,4 +61,29 @@ static struct operand unpack(const int pairs, const struct operand *o, int64_t r
                             .k = along_k ? 1 : PATCH_ROW};
 }
 
+/* `rows` rows of k elements straight into panels of NR columns, `panel` words from one to the next. False: the type has no
+ * decoder for it, or the piece is not of whole blocks and panels. */
+static int unpack_panels(const int pairs, const struct operand *o, int64_t rows, int64_t k, int64_t steps, float *y,
+                         int64_t panel) {
+#ifdef EN_BF16_DOT
+    const struct en_blocks *w = o->packed;
+    const struct decoder *decoder = &decoders[w->type];
+    const int64_t unit = max64(w->values, PARTS), run = o->k == 1 ? k : rows, step = o->k == 1 ? o->row : o->k;
+    if (!pairs || !decoder->along || 2 * steps != k || rows % NR || run % unit || o->at % w->values || step % w->values)
+        return 0;
+    struct decoding d = {w, o->at / w->values, run / w->values, k, step / w->values};
+    if (o->k != 1) {
+        decoder->across(&d, y, panel);
+        return 1;
+    }
+    d.lines = VL;
+    for (int64_t i = 0; i < rows; i += VL, d.first += VL * d.step)
+        decoder->along(&d, y + i / NR * panel + i % NR);
+    return 1;
+#else
+    (void)pairs, (void)o, (void)rows, (void)k, (void)steps, (void)y, (void)panel;
+    return 0;
+#endif
+}
+
 #endif

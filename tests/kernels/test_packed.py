@@ -109,7 +109,7 @@ def test_packed_and_plain_terms_are_one_sum(isa, m):
 
 @pytest.mark.parametrize("name", FAST)
 def test_nothing_beyond_the_packed_bytes_is_read(isa, name):
-    for m, rows, columns in ((1, 5, 256), (12, 3, 512)) + (((9, 3, 75),) if quant.QTYPES[name].flat else ()):
+    for m, rows, columns in ((1, 5, 256), (12, 3, 512), (20, 64, 256), (20, 48, 512)) + (((9, 3, 75),) if quant.QTYPES[name].flat else ()):
         q = weight(name, rows, columns)
         raw = guarded(q.bytes)
         assert raw.ctypes.data % 4 == 0 or not q.qtype.flat  # else it would be copied
