@@ -264,6 +264,8 @@ int64_t en_source_read(const struct en_source *source, int64_t begin, int64_t mo
 /* EN_NOT_FINITE, EN_TOO_LARGE: en_bad_id() is the first element at fault, or the first of its block. raw is aligned. */
 en_status en_quantize(enum en_qtype type, int64_t block, const struct en_source *source, uint8_t *raw);
 
+extern const int8_t en_iq4_levels[16]; /* quant/iq4.c */
+
 /* quant/bnb.c: where the parts of a flat NF4 or FP4 array lie, in bytes; parts start at multiples of 64. The codes are
  * first, two a byte, the high nibble before the low one. Then a float a block; or, nested, a byte a block, floats for
  * 256 blocks each and one for all. */

@@ -45,31 +45,62 @@ WORD void nf4_part(const uint8_t *raw, const struct head *h, int i, vh *low, vh 
 }
 #define fp4_part nf4_part
 
-/* Blocks of 32 are taken by two, whose heads their parts make. */
+/* Blocks of 32 are taken by two and need no heads. */
 WORD void no_head(const struct en_blocks *w, int64_t block, struct head *h) { (void)w, (void)block, (void)h; }
-#define q4_0_head no_head
-#define q8_0_head no_head
+
+/* 16 bytes' low nibbles, then their high ones; of 4 bits a code, above which bits mean nothing. */
+WORD vh low_then_high(const uint8_t *p) {
+    const __m256i bytes = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)p));
+    return _mm512_inserti64x4(_mm512_castsi256_si512(bytes), _mm256_srli_epi16(bytes, 4), 1);
+}
+/* The same with a fifth bit each, 32 of them at `fifths`. */
+WORD vh five_bits(const uint8_t *p, const uint8_t *fifths) {
+    uint32_t set;
+    memcpy(&set, fifths, sizeof set);
+    const vh low = _mm512_and_si512(low_then_high(p), _mm512_set1_epi16(15));
+    return _mm512_mask_add_epi16(low, set, low, _mm512_set1_epi16(16));
+}
+WORD vf above(vf codes) { return v_add(codes, v_set(16)); }
+WORD vf line(vf codes, const uint8_t *d, const uint8_t *m) {
+    return v_add(v_mul(codes, v_set(half_at(d))), v_set(half_at(m)));
+}
 
 WORD vh q4_0_block(const uint8_t *raw) {
-    const vh table = table_of(v_mul(v_sub(counting(), v_set(8)), v_set(half_at(raw))));
-    const __m256i bytes = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)(raw + 2)));
-    return look_up(table, _mm512_inserti64x4(_mm512_castsi256_si512(bytes), _mm256_srli_epi16(bytes, 4), 1));
+    return look_up(table_of(v_mul(v_sub(counting(), v_set(8)), v_set(half_at(raw)))), low_then_high(raw + 2));
 }
-WORD void q4_0_part(const uint8_t *raw, const struct head *h, int i, vh *low, vh *high) {
-    (void)h, (void)i;
-    *low = q4_0_block(raw);
-    *high = q4_0_block(raw + 18);
+WORD vh q4_1_block(const uint8_t *raw) {
+    return look_up(table_of(line(counting(), raw, raw + 2)), low_then_high(raw + 4));
 }
-
+WORD vh q5_0_block(const uint8_t *raw) {
+    const vf d = v_set(half_at(raw));
+    const vh table = v_pack_bf16(v_mul(v_sub(counting(), v_set(16)), d), v_mul(counting(), d));
+    return look_up(table, five_bits(raw + 6, raw + 2));
+}
+WORD vh q5_1_block(const uint8_t *raw) {
+    const vh table = v_pack_bf16(line(counting(), raw, raw + 2), line(above(counting()), raw, raw + 2));
+    return look_up(table, five_bits(raw + 8, raw + 4));
+}
 WORD vh q8_0_block(const uint8_t *raw) {
     const vf d = v_set(half_at(raw));
     return v_pack_bf16(v_mul(floats_at(raw + 2), d), v_mul(floats_at(raw + 18), d));
 }
-WORD void q8_0_part(const uint8_t *raw, const struct head *h, int i, vh *low, vh *high) {
-    (void)h, (void)i;
-    *low = q8_0_block(raw);
-    *high = q8_0_block(raw + 34);
+WORD vh iq4_nl_block(const uint8_t *raw) {
+    const vf levels = floats_at((const uint8_t *)en_iq4_levels);
+    return look_up(table_of(v_mul(v_set(half_at(raw)), levels)), low_then_high(raw + 2));
 }
+#define OF_32(name, bytes)                                                                          \
+    WORD void name##_part(const uint8_t *raw, const struct head *h, int i, vh *low, vh *high) {     \
+        (void)h, (void)i;                                                                           \
+        *low = name##_block(raw);                                                                   \
+        *high = name##_block(raw + (bytes));                                                        \
+    }
+OF_32(q4_0, 18)
+OF_32(q4_1, 20)
+OF_32(q5_0, 22)
+OF_32(q5_1, 24)
+OF_32(q8_0, 34)
+OF_32(iq4_nl, 18)
+#undef OF_32
 
 /* d times eight bytes */
 WORD void eight_times(float y[8], float d, uint64_t bytes) {
@@ -101,12 +132,13 @@ WORD void q5_k_head(const struct en_blocks *w, int64_t block, struct head *h) {
 }
 /* 32 values of a group fill the table; codes are their low bits and, from bits 4 of `fifths`, the fifth. */
 WORD vh q5_k_group(const struct head *h, int g, vh low_bits, vh fifths) {
-    const vf s = v_set(h->slope[g]), b = v_set(h->base[g]), upper = v_add(counting(), v_set(16));
-    const vh table = v_pack_bf16(v_sub(v_mul(s, counting()), b), v_sub(v_mul(s, upper), b));
+    const vf s = v_set(h->slope[g]), b = v_set(h->base[g]);
+    const vh table = v_pack_bf16(v_sub(v_mul(s, counting()), b), v_sub(v_mul(s, above(counting())), b));
     return look_up(table, _mm512_ternarylogic_epi64(_mm512_set1_epi16(15), low_bits, fifths, 0xca));
 }
 WORD void q5_k_part(const uint8_t *raw, const struct head *h, int i, vh *low, vh *high) {
-    const vh bytes = bytes_at(raw + 48 + i * 32), fifths = _mm512_srlv_epi16(h->table, _mm512_set1_epi16((short)(2 * i)));
+    const vh bytes = bytes_at(raw + 48 + i * 32);
+    const vh fifths = _mm512_srlv_epi16(h->table, _mm512_set1_epi16((short)(2 * i)));
     *low = q5_k_group(h, 2 * i, bytes, fifths);
     *high = q5_k_group(h, 2 * i + 1, _mm512_srli_epi16(bytes, 4), _mm512_srli_epi16(fifths, 1));
 }
@@ -228,28 +260,33 @@ struct decoder {
     void (*along)(const struct decoding *d, float *y);
 };
 
-#define DECODER(name, values)                                                                                        \
-    static void name##_to_lines(const struct decoding *d, uint16_t *y, int64_t y_step) {                             \
-        decode_to_lines(name##_head, name##_part, values, d, y, y_step);                                             \
-    }                                                                                                                \
-    static void name##_across(const struct decoding *d, float *y, int64_t panel) {                                   \
-        decode_across(name##_head, name##_part, values, d, y, panel);                                                \
-    }                                                                                                                \
-    static void name##_along(const struct decoding *d, float *y) {                                                   \
-        decode_along(name##_head, name##_part, values, d, y);                                                        \
+#define DECODER(name, head, values)                                                                                   \
+    static void name##_to_lines(const struct decoding *d, uint16_t *y, int64_t y_step) {                              \
+        decode_to_lines(head, name##_part, values, d, y, y_step);                                                     \
+    }                                                                                                                 \
+    static void name##_across(const struct decoding *d, float *y, int64_t panel) {                                    \
+        decode_across(head, name##_part, values, d, y, panel);                                                        \
+    }                                                                                                                 \
+    static void name##_along(const struct decoding *d, float *y) {                                                    \
+        decode_along(head, name##_part, values, d, y);                                                                \
     }
-DECODER(q4_0, 32)
-DECODER(q8_0, 32)
-DECODER(q4_k, 256)
-DECODER(q5_k, 256)
-DECODER(q6_k, 256)
-DECODER(nf4, 64)
-DECODER(fp4, 64)
+DECODER(q4_0, no_head, 32)
+DECODER(q4_1, no_head, 32)
+DECODER(q5_0, no_head, 32)
+DECODER(q5_1, no_head, 32)
+DECODER(q8_0, no_head, 32)
+DECODER(iq4_nl, no_head, 32)
+DECODER(q4_k, q4_k_head, 256)
+DECODER(q5_k, q5_k_head, 256)
+DECODER(q6_k, q6_k_head, 256)
+DECODER(nf4, nf4_head, 64)
+DECODER(fp4, fp4_head, 64)
 #undef DECODER
 #define DECODER(name) {name##_to_lines, name##_across, name##_along}
 static const struct decoder decoders[EN_QTYPE_COUNT] = {
-    [EN_Q4_0] = DECODER(q4_0), [EN_Q8_0] = DECODER(q8_0), [EN_Q4_K] = DECODER(q4_k), [EN_Q5_K] = DECODER(q5_k),
-    [EN_Q6_K] = DECODER(q6_k), [EN_NF4] = DECODER(nf4), [EN_NF4_F32] = DECODER(nf4), [EN_FP4] = DECODER(fp4),
+    [EN_Q4_0] = DECODER(q4_0), [EN_Q4_1] = DECODER(q4_1), [EN_Q5_0] = DECODER(q5_0), [EN_Q5_1] = DECODER(q5_1),
+    [EN_Q8_0] = DECODER(q8_0), [EN_Q4_K] = DECODER(q4_k), [EN_Q5_K] = DECODER(q5_k), [EN_Q6_K] = DECODER(q6_k),
+    [EN_IQ4_NL] = DECODER(iq4_nl), [EN_NF4] = DECODER(nf4), [EN_NF4_F32] = DECODER(nf4), [EN_FP4] = DECODER(fp4),
     [EN_FP4_F32] = DECODER(fp4),
 };
 #undef DECODER

@@ -268,6 +268,7 @@ static en_status skinny_term(const struct en_term *t, int64_t m, int pairs, floa
     q.few = turned ? t->n : m, q.c_few = turned ? 1 : c_row;
     q.many = turned ? m : t->n, q.c_many = turned ? c_row : 1;
     q.steps = pairs ? (q.k + 1) / 2 : q.k;
+    if (q.few == 0) return EN_OK; /* a term of no columns */
     if (!(q.w.k == 1 || q.w.packed ? dots_x(&q, x) : rows_x(&q, x))) return EN_NO_MEMORY;
     const int64_t grain = GEMM_GRAIN / max64(q.few * q.k, 1) + 1;
     if (q.w.packed)

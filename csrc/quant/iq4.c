@@ -11,7 +11,7 @@
 
 enum { N = 32, HALF = N / 2, GROUPS = 8 };
 
-static const int8_t levels[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
+const int8_t en_iq4_levels[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
 static const int8_t mxfp4_levels[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
 
 static void decode_nibbles(const uint8_t *raw, const int8_t *level, float d, float *y) {
@@ -27,7 +27,7 @@ static void nearest_levels(const float *x, float inverse, int32_t *q) {
     for (int i = 0; i < N; i++) scaled[i] = inverse * x[i];
     memset(q, 0, N * sizeof *q);
     for (int k = 0; k < 15; k++) {
-        float bound = (float)(levels[k] + levels[k + 1]) / 2;
+        float bound = (float)(en_iq4_levels[k] + en_iq4_levels[k + 1]) / 2;
         for (int i = 0; i < N; i++) q[i] += scaled[i] >= bound;
     }
 }
@@ -38,7 +38,7 @@ static void try_scale(const float *x, float inverse, float *sum_xq, float *sum_q
     nearest_levels(x, inverse, codes);
     *sum_xq = *sum_qq = 0;
     for (int i = 0; i < N; i++) {
-        float q = (float)levels[codes[i]], w = x[i] * x[i];
+        float q = (float)en_iq4_levels[codes[i]], w = x[i] * x[i];
         *sum_xq += w * q * x[i];
         *sum_qq += w * q * q;
     }
@@ -49,10 +49,10 @@ static float fit(const float *x) {
     enum { AROUND = 7 };
     float extreme = farthest(N, x), sum_xq, sum_qq;
     if (fabsf(extreme) < 1e-15f) return 0;
-    try_scale(x, 1 / (-extreme / (float)levels[0]), &sum_xq, &sum_qq);
+    try_scale(x, 1 / (-extreme / (float)en_iq4_levels[0]), &sum_xq, &sum_qq);
     float scale = sum_xq / sum_qq, best = scale * sum_xq;
     for (int step = -AROUND; step <= AROUND; step++) {
-        try_scale(x, (float)(step + levels[0]) / extreme, &sum_xq, &sum_qq);
+        try_scale(x, (float)(step + en_iq4_levels[0]) / extreme, &sum_xq, &sum_qq);
         if (!(sum_qq > 0 && sum_xq * sum_xq > best * sum_qq)) continue;
         scale = sum_xq / sum_qq;
         best = scale * sum_xq;
@@ -66,7 +66,7 @@ static void encode_nibbles(const float *x, float scale, uint8_t *raw) {
     for (int i = 0; i < HALF; i++) raw[i] = (uint8_t)(q[i] | q[i + HALF] << 4);
 }
 
-void en_decode_iq4_nl(const uint8_t *raw, float *y) { decode_nibbles(raw + 2, levels, half_at(raw), y); }
+void en_decode_iq4_nl(const uint8_t *raw, float *y) { decode_nibbles(raw + 2, en_iq4_levels, half_at(raw), y); }
 
 void en_encode_iq4_nl(const float *x, uint8_t *raw) {
     float scale = fit(x);
@@ -78,7 +78,7 @@ void en_decode_iq4_xs(const uint8_t *raw, float *y) {
     int upper = u16_at(raw + 2);
     for (int g = 0; g < GROUPS; g++) {
         int scale = (raw[4 + g / 2] >> g % 2 * 4 & 15) | (upper >> 2 * g & 3) << 4;
-        decode_nibbles(raw + 8 + g * HALF, levels, half_at(raw) * (float)(scale - 32), y + g * N);
+        decode_nibbles(raw + 8 + g * HALF, en_iq4_levels, half_at(raw) * (float)(scale - 32), y + g * N);
     }
 }
 

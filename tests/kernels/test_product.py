@@ -230,6 +230,15 @@ def test_rows_of_bf16_that_are_no_whole_words_are_packed(isa, shape):
 
 
 @pytest.mark.tier1
+@pytest.mark.parametrize("dtype", [np.float32, BF16])
+def test_a_term_of_no_columns(isa, dtype):
+    """Of an A in either layout, beside a term that has some."""
+    for ta in (0, 1):
+        terms = [(operand(1, 40, 70, ta, dtype), np.zeros((70, 0), np.float32), 3)]
+        for some in (terms, [*terms, (operand(2, 40, 80, ta, dtype), floats(3, 80, 6))]):
+            assert_product(cpu.product(some, np.zeros((40, 6), np.float32)), some)
+
+
 def test_no_rows_columns_or_steps():
     some = np.zeros((3, 0), BF16)
     bias = floats(1, 5)
