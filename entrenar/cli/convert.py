@@ -25,7 +25,7 @@ class Command:
     model: str = required("what to convert: a GGUF file or a Hugging Face directory")
     out: str = required("where it goes: a name ending in .gguf, or a directory")
     dtype: Literal["auto", "f32", "f16", "bf16"] = option("auto", "type of the matrices; auto keeps it")
-    quant: str | None = option(None, "quantize the matrices of a GGUF file: q4_k, q8_0 …")
+    quant: str | None = option(None, "quantize the matrices of a GGUF file: q4_k_m, q8_0 …")
     adapter: str | None = option(None, "an adapter of the model: a PEFT directory or a GGUF file, to be converted")
     force: bool = option(False, "replace what is at --out")
     json: bool = option(False, "print one JSON object")

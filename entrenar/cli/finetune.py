@@ -29,7 +29,7 @@ class Command(RunSettings):
     dtype: Literal["auto", "f32", "f16", "bf16", "mixed"] = option(
         "auto", "f32: weights and arithmetic; bf16 and f16: weights; auto: weights as stored, bf16 where that is fast"
     )
-    quant: str | None = option(None, "quantize the linear layers while loading: nf4, fp4, q4_0, q4_k and so on")
+    quant: str | None = option(None, "quantize the linear layers while loading: nf4, fp4, q4_0, q4_k_m and so on")
     rank: int = option(16, "rank of the adapter, 1 to 512")
     alpha: float = option(32.0, "the adapter counts alpha / rank")
     dropout: float = option(0.0, "chance that an element of the adapter's input is dropped while training")

@@ -29,7 +29,7 @@ class Command:
         "auto", "16bit: into --base, or a --model that is not quantized; dequantized: into the quantized --model"
     )
     base: str | None = option(None, "the 16-bit model that the quantized --model was made from")
-    quant: str | None = option(None, "quantize the result, a GGUF file: q4_k, q8_0 …")
+    quant: str | None = option(None, "quantize the result, a GGUF file: q4_k_m, q8_0 …")
     dtype: Literal["auto", "f32", "f16", "bf16"] = option("auto", "type of the matrices; auto keeps it")
     force: bool = option(False, "replace what is at --out")
     json: bool = option(False, "print one JSON object")

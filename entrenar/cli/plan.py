@@ -90,11 +90,13 @@ class Command(StepSettings):
         if self.model is not None:
             source = open_model(self.model)
             config, policy = source.config, Policy.named(self.dtype)
-            kept = kept_from(source.stored, config.parameter_shapes(), policy.storage, self.quant)
+            shapes, layers = config.parameter_shapes(), config.num_hidden_layers
+            kept = kept_from(source.stored, shapes, policy.storage, self.quant, layers)
         else:
             config, policy = self.model_config(self.seq_len), fresh(self.made_as(), self.quant)
             matrices = policy.storage or DTYPES["f32"]
-            kept = {n: kept_as(n, shape, matrices, self.quant) for n, shape in config.parameter_shapes().items()}
+            shapes, layers = config.parameter_shapes(), config.num_hidden_layers
+            kept = {name: kept_as(name, shape, matrices, self.quant, layers) for name, shape in shapes.items()}
         self.check_context(config)
         types = {name: kind if isinstance(kind, QType) else kind.qtype for name, kind in kept.items()}
         if self.full and self.dtype != "bf16" and any(kind.name != "f32" for kind in types.values()):

@@ -20,7 +20,7 @@ class Command:
 
     model: str = required("a GGUF file or a Hugging Face directory")
     out: str = required("where it goes: a name ending in .gguf")
-    quant: str = required("type of the matrices: q4_k, q5_k, q6_k, q8_0, q4_0, iq4_nl …")
+    quant: str = required("type of the matrices: q4_k_m, q4_k, q5_k, q6_k, q8_0, q4_0, iq4_nl …")
     force: bool = option(False, "replace what is at --out")
     json: bool = option(False, "print one JSON object")
 

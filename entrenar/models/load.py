@@ -30,7 +30,8 @@ def load(path: str | PathLike[str], quant: str | None = None, dtype: DTypeName =
     Args:
         path: a ``.gguf`` file (the first of its shards), or a directory with config.json and safetensors.
         quant: type that the matrices of linear layers, but the head's, are quantized to, one after the other:
-            ``"nf4"``, ``"nf4-f32"``, ``"fp4"``, ``"q4_0"``, ``"q8_0"``, ``"q4_k"`` and so on. The model is then frozen.
+            ``"nf4"``, ``"nf4-f32"``, ``"fp4"``, ``"q4_0"``, ``"q8_0"``, ``"q4_k"`` and so on, or to a mixture,
+            ``"q4_k_m"`` or ``"q5_k_m"``. The model is then frozen.
         dtype: with ``"auto"`` a model stored in f32 computes in f32, another in bf16 where the CPU multiplies that
             faster. ``"f32"`` makes all matrices f32 and computes in f32; ``"mixed"`` makes them f32, ``"bf16"`` bf16,
             and both compute in bf16; ``"f16"`` makes them f16 and computes as ``"auto"`` does. Quantized matrices are
@@ -56,7 +57,7 @@ class _Weights:
     def __init__(self, source: Source, wanted: np.dtype[Any] | None, quant: str | None) -> None:
         self._source = source
         shapes = source.config.parameter_shapes()
-        self._kept = kept_from(source.stored, shapes, wanted, quant)
+        self._kept = kept_from(source.stored, shapes, wanted, quant, source.config.num_hidden_layers)
         for name, kind in source.stored.items():
             if not kind.served:
                 reason = f"is of type {kind.name}, which can be inspected, not computed with"

@@ -22,7 +22,8 @@ from entrenar.models.arch.rope import llama3_divisors
 from entrenar.models.dtype import DTYPES
 from entrenar.models.gguf_config import gguf_metadata
 from entrenar.models.hf_config import config_to_hf
-from entrenar.nn.lora import EMBEDDING, HEAD
+from entrenar.models.mixture import MIXTURES, OUTER, layer_type, outer_type
+from entrenar.models.spec import ModelConfig
 from entrenar.nn.low_rank import Factors
 from entrenar.ops.parts import Weight
 from entrenar.quant import QTYPES, QTensor, QType, fitting, quantize
@@ -38,7 +39,7 @@ _FILE_TYPES = {
     "q5_k": 16, "q6_k": 18, "iq4_nl": 25, "iq4_xs": 30, "bf16": 32,
 }  # fmt: skip
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
-GGUF_QUANTS = tuple(name for name in ENCODED if name in _FILE_TYPES and name not in DTYPES)
+GGUF_QUANTS = (*(name for name in ENCODED if name in _FILE_TYPES and name not in DTYPES), *MIXTURES)
 Written: TypeAlias = Callable[[str, NDArray[np.float32], NDArray[np.float32]], None]
 
 
@@ -57,17 +58,20 @@ class Content:
     factors: Mapping[str, Factors] | None = None
     written: Written | None = None
 
-    def stored_as(self, name: str, weight: Weight, gguf: bool) -> np.dtype[Any] | QType:
+    def stored_as(self, name: str, weight: Weight, config: ModelConfig, gguf: bool) -> np.dtype[Any] | QType:
         """The type that a weight has in the file.
 
-        As llama.cpp has it, embedding and head get more bits than other matrices (q6_k; q8_0 beside q8_0), types whose
-        blocks rows do not fill give way to smaller ones, and vectors stay f32.
+        As llama.cpp has it, embedding and head get more bits than other matrices, types whose blocks rows do not fill
+        give way to smaller ones, and vectors stay f32.
         """
         if weight.ndim == 1:
             return DTYPES["f32"]
         if self.quant is not None:
-            outer = name in (f"{EMBEDDING}.weight", f"{HEAD}.weight")
-            kind = fitting("q6_k" if outer and self.quant != "q8_0" else self.quant, weight.shape[-1])
+            if name in OUTER:
+                wanted = outer_type(self.quant, name, config.tie_word_embeddings)
+            else:
+                wanted = layer_type(self.quant, name, config.num_hidden_layers)
+            kind = fitting(wanted, weight.shape[-1])
             return DTYPES[kind] if kind in DTYPES else QTYPES[kind]
         if self.dtype is not None:
             return self.dtype
@@ -125,7 +129,7 @@ def _save_directory(model: CausalLM, path: Path, content: Content) -> None:
     path.mkdir(parents=True, exist_ok=True)
     arrays = {}
     for name, weight in model.named_weights():
-        kind = content.stored_as(name, weight, gguf=False)
+        kind = content.stored_as(name, weight, model.config, gguf=False)
         assert isinstance(kind, np.dtype)
         arrays[name] = LazyArray(weight.shape, kind, partial(content.values, name, weight, kind))
     safetensors.write_directory(path, arrays)
@@ -140,7 +144,7 @@ def _save_gguf(model: CausalLM, path: Path, content: Content) -> None:
     tensors: list[tuple[str, gguf_write.Item]] = []
     kinds: Counter[str] = Counter()
     for name, weight in model.named_weights():
-        kind, transform = content.stored_as(name, weight, gguf=True), names[name].transform
+        kind, transform = content.stored_as(name, weight, model.config, gguf=True), names[name].transform
         item: gguf_write.Item
         if isinstance(kind, QType):
             item = gguf_write.LazyBlocks(weight.shape, kind, partial(content.blocks, name, weight, kind, transform))
@@ -155,7 +159,8 @@ def _save_gguf(model: CausalLM, path: Path, content: Content) -> None:
     metadata = gguf_metadata(model.config)
     metadata["general.name"] = path.stem
     ((main, _),) = kinds.most_common(1)
-    metadata["general.file_type"] = _FILE_TYPES.get(main, 1)
+    mixture = MIXTURES.get(content.quant or "")
+    metadata["general.file_type"] = mixture.file_type if mixture else _FILE_TYPES.get(main, 1)
     if any(kind not in DTYPES for kind in kinds):
         metadata["general.quantization_version"] = 2
     if model.tokenizer is not None:

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from entrenar.errors import ConfigError
 from entrenar.models.dtype import DTYPES
+from entrenar.models.mixture import OUTER, layer_type
 from entrenar.ops.parts import Weight
 from entrenar.quant import QTYPES, QTensor, QType, fitting, quantize
-from entrenar.quant.qtensor import ENCODED
 from entrenar.tensor import Tensor
 
 Empty = Callable[[np.dtype[Any]], NDArray[Any]]  # memory for one weight of the type given, to be filled
@@ -107,23 +107,22 @@ def qtype_of(weight: Weight) -> QType:
     return weight.qtype if isinstance(weight, QTensor) else Plain(weight.dtype).qtype
 
 
-UNQUANTIZED = ("model.embed_tokens.weight", "lm_head.weight")  # by `quant`
-
-
-def kept_as(name: str, shape: tuple[int, ...], dtype: np.dtype[Any], quant: str | None) -> Plain | Quantized:
+def kept_as(
+    name: str, shape: tuple[int, ...], dtype: np.dtype[Any], quant: str | None, layers: int
+) -> Plain | Quantized:
     """How a weight is kept where matrices are `dtype`, and those of linear layers but the head are to be `quant`: that,
     or what llama.cpp takes where the rows do not fill its blocks. Norms and biases are f32.
 
+    layers: how many the model has.
+
     Raises:
-        ConfigError: `quant` is no type that weights can be quantized to.
+        ConfigError: `quant` is no type or mixture that weights can be quantized to.
     """
-    if quant is not None and quant not in ENCODED:
-        raise ConfigError("quant", f"{quant!r} is not one of {', '.join(ENCODED)}")
     if len(shape) < 2:
         return Plain(DTYPES["f32"])
-    if quant is None or name in UNQUANTIZED:
+    if quant is None or name in OUTER:
         return Plain(dtype)
-    fits = fitting(quant, shape[-1])
+    fits = fitting(layer_type(quant, name, layers), shape[-1])
     return Plain(DTYPES[fits]) if fits in DTYPES else Quantized(fits)
 
 
@@ -132,6 +131,7 @@ def kept_from(
     shapes: Mapping[str, tuple[int, ...]],
     dtype: np.dtype[Any] | None,
     quant: str | None,
+    layers: int,
 ) -> dict[str, Plain | Quantized | QType]:
     """How the weights of a file are kept, by name: `stored` says how they are there, a QType as the result that they
     stay so. `dtype`: of all matrices; without it each keeps its own.
@@ -150,5 +150,5 @@ def kept_from(
                 kept[name] = kind
                 continue
             own = DTYPES["f16"]
-        kept[name] = kept_as(name, shape, DTYPES["f32"] if own is None else dtype or own, quant)
+        kept[name] = kept_as(name, shape, DTYPES["f32"] if own is None else dtype or own, quant, layers)
     return kept

@@ -11,7 +11,7 @@ from entrenar import CausalLM, LoraConfig, no_grad, quant
 from entrenar.errors import ConfigError, MemoryLimitError
 from entrenar.formats import gguf_read
 from entrenar.models import memory
-from entrenar.models.storage import UNQUANTIZED
+from entrenar.models.mixture import OUTER
 from entrenar.optim import AdamW
 from entrenar.quant import QTensor
 
@@ -61,7 +61,7 @@ def test_quant_packs_the_linear_layers_of_any_model_while_loading(tmp_path, name
     for path in (tmp_path / "dir",) + ((tmp_path / "m.gguf",) if name != "mistral-window" else ()):
         model.save(path)
         loaded = entrenar.load(path, quant="nf4")
-        assert packed_names(loaded) == matrices(model.config) - set(UNQUANTIZED)
+        assert packed_names(loaded) == matrices(model.config) - set(OUTER)
         for key, weight in loaded.named_weights():
             dense = tiny.arrays(model)[key]
             if isinstance(weight, QTensor):

@@ -1,0 +1,64 @@
+"""llama.cpp's mixtures of types."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import tiny_models as tiny
+
+import entrenar
+from entrenar import ModelConfig
+from entrenar.errors import ConfigError
+from entrenar.formats import gguf_read
+from entrenar.models.mixture import OUTER, layer_type, outer_type
+from entrenar.quant import QTYPES, QTensor
+
+pytestmark = pytest.mark.tier1
+
+
+@pytest.mark.parametrize(("quant", "most", "gigabytes"), [("q4_k_m", "q4_k", 4.08), ("q5_k_m", "q5_k", 4.78)])
+def test_llama2_7b_has_the_types_and_the_size_of_the_files_that_people_share(quant, most, gigabytes):
+    """llama.cpp prints 193 tensors of the one and 33 of q6_K for llama-2-7b; the files are listed with these sizes."""
+    config = ModelConfig.preset("llama2-7b")
+    shapes = {name: shape for name, shape in config.parameter_shapes().items() if len(shape) == 2}
+    types = {name: outer_type(quant, name, False) if name in OUTER else layer_type(quant, name, 32) for name in shapes}
+    assert Counter(types.values()) == {most: 193, "q6_k": 33}
+    assert types["lm_head.weight"] == "q6_k"
+    assert types["model.embed_tokens.weight"] == most
+    size = sum(QTYPES[types[name]].nbytes(int(np.prod(shape))) for name, shape in shapes.items())
+    assert round(size / 1e9, 2) == gigabytes
+
+
+def test_other_types_are_themselves_and_unknown_ones_are_named():
+    assert layer_type("q4_k", "model.layers.0.mlp.down_proj.weight", 8) == "q4_k"
+    assert layer_type("q4_k_m", "model.layers.3.self_attn.qkv_proj.weight", 8) == "q5_k"
+    assert outer_type("q4_k_m", "model.embed_tokens.weight", tied=True) == "q6_k"
+    assert outer_type("q8_0", "lm_head.weight", tied=False) == "q8_0"
+    with pytest.raises(ConfigError, match=r"'q4_k_x' is not one of .*q4_k_m, q5_k_m"):
+        layer_type("q4_k_x", "model.layers.0.mlp.down_proj.weight", 8)
+
+
+def test_a_mixture_is_written_and_kept(tmp_path):
+    config = ModelConfig(vocab_size=300, hidden_size=256, intermediate_size=512, num_hidden_layers=8,
+                         num_attention_heads=4, max_position_embeddings=64)  # fmt: skip
+    model = entrenar.CausalLM.from_config(config, dtype="f32")
+    path = tmp_path / "m.gguf"
+    model.save(path, quant="q4_k_m")
+    file = gguf_read.read(path)
+    assert file.metadata["general.file_type"] == 15
+    more = [0, 3, 6, 7]  # of eight: the first, the last, and between them every third
+    stored = dict(entrenar.load(path).named_weights())
+    made = dict(entrenar.CausalLM.from_config(config, quant="q4_k_m").named_weights())
+    for layer in range(8):
+        for name in ("self_attn.q_proj", "self_attn.v_proj", "mlp.up_proj", "mlp.down_proj"):
+            kind = "q6_k" if layer in more and name in ("self_attn.v_proj", "mlp.down_proj") else "q4_k"
+            for weights in (stored, made):
+                assert weights[f"model.layers.{layer}.{name}.weight"].qtype.name == kind
+    assert stored["lm_head.weight"].qtype.name == "q6_k"
+    assert not isinstance(made["lm_head.weight"], QTensor)
+    tiny_rows = tiny.model("llama")  # 24 wide: no blocks fit
+    tiny_rows.save(tmp_path / "t.gguf", quant="q4_k_m")
+    loaded = entrenar.load(tmp_path / "t.gguf")
+    assert {weight.dtype for _, weight in loaded.named_weights() if weight.ndim == 2} == {np.dtype(np.float16)}
