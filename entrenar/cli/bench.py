@@ -75,7 +75,7 @@ class Command(StepSettings):
     def build(self) -> CausalLM:
         """The model, ready to train."""
         if self.model is not None:
-            model = load(self.model, quant=self.quant, dtype=self.dtype)
+            model = load(self.model, quant=self.quant, dtype=self.dtype, stream=self.stream)
         else:
             config = self.model_config(self.seq_len)
             model = CausalLM.from_config(config, seed=self.seed, dtype=self.made_as(), quant=self.quant)
@@ -121,6 +121,7 @@ class Command(StepSettings):
             "seq_len": self.seq_len,
             "dtype": self.dtype,
             "quant": self.quant,
+            "stream": self.stream,
             "arithmetic": kind,
             "optimizer": self.optimizer,
             "cpu": backend.cpu_info()["model"],

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from entrenar.cli.model import STREAM
 from entrenar.cli.run import RunSettings
 from entrenar.cli.settings import option, required
 from entrenar.errors import ConfigError
@@ -29,6 +30,7 @@ class Command(RunSettings):
     dtype: Literal["auto", "f32", "f16", "bf16", "mixed"] = option(
         "auto", "f32: weights and arithmetic; bf16 and f16: weights; auto: weights as stored, bf16 where that is fast"
     )
+    stream: bool = option(False, STREAM)
     quant: str | None = option(None, "quantize the linear layers while loading: nf4, fp4, q4_0, q4_k_m and so on")
     rank: int = option(16, "rank of the adapter, 1 to 512")
     alpha: float = option(32.0, "the adapter counts alpha / rank")
@@ -57,7 +59,8 @@ class Command(RunSettings):
             raise ConfigError(FLAGS.get(error.field, error.field), error.reason) from None
 
     def build(self) -> CausalLM:
-        return load(self.model, quant=self.quant, dtype=self.dtype).add_lora(self.lora_config(), seed=self.seed)
+        model = load(self.model, quant=self.quant, dtype=self.dtype, stream=self.stream)
+        return model.add_lora(self.lora_config(), seed=self.seed)
 
     def save(self, model: CausalLM, out: Path) -> Path:
         model.save_adapter(out / "adapter")

@@ -12,6 +12,8 @@ from entrenar.models.causal_lm import CausalLM
 from entrenar.models.load import load
 from entrenar.tokenizer import Tokenizer
 
+STREAM = "layers' quantized weights stay in the GGUF file and are read when their turn comes"
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSettings:
@@ -20,10 +22,11 @@ class ModelSettings:
     model: str = required("a GGUF file or a Hugging Face directory")
     adapter: str | None = option(None, "an adapter for it: a directory in PEFT's format, or a GGUF file")
     dtype: Literal["auto", "f32", "f16", "bf16"] = option("auto", "type of the matrices; auto keeps it")
+    stream: bool = option(False, STREAM)
 
     def load(self) -> CausalLM:
         """The model with its adapter attached."""
-        model = load(self.model, dtype=self.dtype)
+        model = load(self.model, dtype=self.dtype, stream=self.stream)
         if self.adapter is not None:
             model.load_adapter(self.adapter)
         return model

@@ -17,6 +17,7 @@ from entrenar.models.flops import useful_flops
 from entrenar.models.memory import available_bytes, gigabytes, parse_bytes
 from entrenar.models.source import open_model
 from entrenar.models.storage import Plain, Quantized, kept_as, kept_from
+from entrenar.models.stream import streamed_layers
 from entrenar.quant import QType
 from entrenar.train.advice import suggestions
 from entrenar.train.config import TrainConfig
@@ -102,7 +103,11 @@ class Command(StepSettings):
         if self.full and self.dtype != "bf16" and any(kind.name != "f32" for kind in types.values()):
             raise ConfigError("full", "weights in 16 bit or less are frozen; --dtype f32, mixed or bf16 trains them")
         compute = policy.compute or natural(types.values())
-        work = Work(config, types, compute, self.adapter(), self.training())
+        can_stream = self.model is not None and self.quant is None and bool(streamed_layers(types))
+        if self.stream and not can_stream:
+            raise ConfigError("stream", "no layer has quantized weights that could stay in the file")
+        streamed = self.stream if can_stream else None
+        work = Work(config, types, compute, self.adapter(), self.training(), streamed)
         if not work.trained:
             raise AdapterError(f"target: {' '.join(self.target)} selects no linear layer")
         return work
@@ -113,6 +118,8 @@ class Command(StepSettings):
         print(f"{result['model']}: {result['parameters']:,} parameters, {result['trained']:,} trained ({what})")
         print(f"{self.batch_size} x {self.seq_len} tokens a step, {work.compute} at level {result['isa']}, "
               f"{result['threads']} threads\n")  # fmt: skip
+        if work.streamed:
+            print(f"  {sum(work.resident.values()) / GIB:8.3f} GiB  of these weights in memory at once:")
         for name, row in result["weights"].items():
             print(f"  {row['bytes'] / GIB:8.3f} GiB  weights in {name} ({row['parameters']:,})")
         for part, words in WORDS.items():

@@ -7,6 +7,7 @@ from typing import Literal
 
 from entrenar import backend
 from entrenar.cli.finetune import targets
+from entrenar.cli.model import STREAM
 from entrenar.cli.settings import option
 from entrenar.cli.shape import Shape
 from entrenar.errors import ConfigError, UsageError
@@ -31,6 +32,7 @@ class StepSettings(Shape):
     dtype: Literal["auto", "f32", "f16", "bf16", "mixed"] = option(
         "auto", "type of the weights; auto: as they are, a preset under an adapter in bf16 where that is fast"
     )
+    stream: bool = option(False, STREAM)
     quant: str | None = option(None, "type to quantize the linear layers to, such as nf4 or q4_0")
     memory_budget: str | None = option(None, "memory that a step may take, such as 2GB; layers are recomputed for it")
     gradient_checkpointing: bool = option(False, "recompute all layers in the backward pass")
@@ -40,6 +42,8 @@ class StepSettings(Shape):
         shaped = self.preset is not None or bool(self.sizes())
         if shaped == (self.model is not None):
             raise UsageError("give either --preset or --model, or sizes")
+        if self.stream and self.model is None:
+            raise UsageError("--stream: it takes a GGUF file, given as --model")
         if self.quant is not None and self.full:
             raise UsageError("--quant: quantized weights are frozen; --full trains all of them")
         for name, least in (("batch_size", 1), ("seq_len", 2)):

@@ -24,6 +24,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 Buffer = bytes | mmap.mmap
 PathType = str | PathLike[str]
 
+PIECE = 8 << 20  # bytes copied at a time
 MAX_JSON = 100_000_000  # bytes; the tokenizer.json of a big vocabulary has about 20 MB
 
 
@@ -60,10 +61,24 @@ def map_file(path: PathType) -> Buffer:
 
 def forget_pages(buffer: Buffer, start: int, end: int) -> None:
     """Give the whole pages of buffer[start:end] back to the system; touched again, they are read again."""
-    first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
-    length = end // mmap.PAGESIZE * mmap.PAGESIZE - first
-    if isinstance(buffer, mmap.mmap) and length > 0:
-        buffer.madvise(mmap.MADV_DONTNEED, first, length)
+    _advise(buffer, mmap.MADV_DONTNEED, -(-start // mmap.PAGESIZE), end // mmap.PAGESIZE)
+
+
+def copy_pages(buffer: Buffer, start: int, out: Array) -> None:
+    """Fill `out` (uint8, 1-D) from byte `start` on; no more than two PIECEs of the mapping are in memory at once."""
+    source = np.frombuffer(buffer, np.uint8, len(out), start)
+    for begin in range(0, len(out), PIECE):
+        end = min(begin + PIECE, len(out))
+        soon = min(end + PIECE, len(out))
+        _advise(buffer, mmap.MADV_WILLNEED, (start + begin) // mmap.PAGESIZE, -(-(start + soon) // mmap.PAGESIZE))
+        out[begin:end] = source[begin:end]
+        forget_pages(buffer, start + begin, start + end)
+
+
+def _advise(buffer: Buffer, advice: int, first: int, last: int) -> None:
+    """Pages [first, last) of a mapping."""
+    if isinstance(buffer, mmap.mmap) and last > first:
+        buffer.madvise(advice, first * mmap.PAGESIZE, (last - first) * mmap.PAGESIZE)
 
 
 def view(buffer: Buffer, dtype: np.dtype[Any], count: int, start: int) -> Array:

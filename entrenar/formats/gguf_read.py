@@ -18,7 +18,7 @@ import numpy as np
 
 from entrenar.errors import FormatError, UnsupportedError
 from entrenar.formats import gguf_types as gt
-from entrenar.formats.files import Array, Buffer, PathType, forget_pages, map_file, view
+from entrenar.formats.files import Array, Buffer, PathType, copy_pages, forget_pages, map_file, view
 from entrenar.formats.gguf_parse import U64, Entry, Part, TensorInfo
 from entrenar.formats.gguf_parse import parse as parse_part
 
@@ -176,6 +176,15 @@ class GGUF:
             values = info.qtype.dequantize(raw, np.float32)
         self.release(name)
         return values.reshape(info.shape)
+
+    def read_into(self, name: str, out: Array) -> None:
+        """The tensor's stored bytes into `out` (uint8, 1-D, as many); hardly any of the mapping stays in memory.
+
+        Raises FormatError where they are missing.
+        """
+        info = self._info(name)
+        self._view(info, np.dtype(np.uint8))
+        copy_pages(self._parts[info.part].buffer, info.offset, out)
 
     def release(self, name: str) -> None:
         """Let the system drop the tensor's pages from memory; they are read again if touched."""

@@ -9,17 +9,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from entrenar.errors import UnsupportedError
+from entrenar.errors import ConfigError, UnsupportedError
 from entrenar.models import memory
 from entrenar.models.causal_lm import CausalLM
 from entrenar.models.dtype import DTYPES, DTypeName, Policy
 from entrenar.models.source import Source, open_model
 from entrenar.models.storage import Empty, Plain, Quantized, aligned, kept_from
+from entrenar.models.stream import LayerStream, layer_of, resident, streamed_layers
 from entrenar.ops.parts import Weight
 from entrenar.quant import QTensor, QType
 
 
-def load(path: str | PathLike[str], quant: str | None = None, dtype: DTypeName = "auto") -> CausalLM:
+def load(
+    path: str | PathLike[str], quant: str | None = None, dtype: DTypeName = "auto", stream: bool = False
+) -> CausalLM:
     """Loads a model and its tokenizer.
 
     Matrices stay in their stored type: f32, f16, bf16 or, in a GGUF file, quantized, and then they are read as they are
@@ -36,15 +39,18 @@ def load(path: str | PathLike[str], quant: str | None = None, dtype: DTypeName =
             faster. ``"f32"`` makes all matrices f32 and computes in f32; ``"mixed"`` makes them f32, ``"bf16"`` bf16,
             and both compute in bf16; ``"f16"`` makes them f16 and computes as ``"auto"`` does. Quantized matrices are
             expanded by any but ``"auto"``.
+        stream: the layers' quantized weights stay in the file, and are read when their turn comes, two layers in
+            memory at a time: for a GGUF file that is larger than memory. It must not change while the model is used.
 
     Raises:
         FormatError: the file is missing or damaged. UnsupportedError: it asks for what is not served.
-        ConfigError: `quant` is no type that weights can be quantized to, or the file's are quantized already.
+        ConfigError: `quant` is no type that weights can be quantized to, or the file's are quantized already; nothing
+            can be streamed.
         MemoryLimitError: the weights would not fit; known before any is read.
     """
     policy = Policy.named(dtype)
     source = open_model(path)
-    weights = _Weights(source, policy.storage, quant)
+    weights = _Weights(source, policy.storage, quant, stream)
     model = CausalLM(source.config, weights.take, source.tokenizer())
     model.source = str(path)
     model.compute = policy.compute or model.compute
@@ -54,7 +60,7 @@ def load(path: str | PathLike[str], quant: str | None = None, dtype: DTypeName =
 class _Weights:
     """Hands out a file's weights one at a time, as they are kept."""
 
-    def __init__(self, source: Source, wanted: np.dtype[Any] | None, quant: str | None) -> None:
+    def __init__(self, source: Source, wanted: np.dtype[Any] | None, quant: str | None, stream: bool) -> None:
         self._source = source
         shapes = source.config.parameter_shapes()
         self._kept = kept_from(source.stored, shapes, wanted, quant, source.config.num_hidden_layers)
@@ -66,7 +72,11 @@ class _Weights:
             name: kept.nbytes(math.prod(shapes[name])) if isinstance(kept, QType) else kept.nbytes(shapes[name])
             for name, kept in self._kept.items()
         }
-        memory.require(sizes, str(source.path))
+        self._stream = LayerStream(source.read_into) if stream and source.read_into is not None else None
+        streamed = streamed_layers(self._kept) if stream else {}
+        if stream and not streamed:
+            raise ConfigError("stream", f"{source.path}: no layer has quantized weights that could stay in the file")
+        memory.require(resident(sizes, streamed), str(source.path))
         exact = all(kind == Plain(DTYPES["f32"]) for kind in self._kept.values())
         self._trainable = quant is None and (wanted == DTYPES["bf16"] or exact)
 
@@ -74,6 +84,9 @@ class _Weights:
         name, transform = self._source.names[hf]
         kept = self._kept[hf]
         weight: Weight
+        layer = layer_of(hf)
+        if isinstance(kept, QType) and self._stream is not None and layer is not None:
+            return self._stream.weight(layer, name, kept, shape, kept.nbytes(math.prod(shape)), transform)
         if isinstance(kept, QType):  # rows of blocks change places as rows of numbers do
             rows = transform.from_gguf(self._source.raw(name).reshape(shape[0], -1))
             stored = aligned((rows.size,), np.dtype(np.uint8))

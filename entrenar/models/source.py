@@ -40,7 +40,7 @@ class Source:
     Attributes:
         store: the tensors, under the file's names. names: Hugging Face's name -> the file's, and how the layouts
             differ. stored: Hugging Face's name -> the type in the file, f32 for numbers that become f32 when read.
-        raw: a tensor's stored bytes, where the file may have quantized ones.
+        raw: a tensor's stored bytes, where the file may have quantized ones; read_into: the same into an array given.
         tokenizer: reads it; None where there is none.
     """
 
@@ -50,6 +50,7 @@ class Source:
     names: Mapping[str, tuple[str, Transform]]
     stored: Mapping[str, QType]
     raw: Callable[[str], NDArray[Any]]
+    read_into: Callable[[str, NDArray[Any]], None] | None
     tokenizer: Callable[[], Tokenizer | None]
 
 
@@ -80,7 +81,7 @@ def _open_gguf(path: Path) -> Source:
     names = {w.hf: (w.gguf, w.transform) for w in architecture(config.model_type).weight_names(config)}
     _check(path, config, names, shapes, {_ROPE_FREQS})
     stored = {hf: file.tensors[name].qtype for hf, (name, _) in names.items()}
-    return Source(path, config, file, names, stored, file.raw, lambda: from_gguf(file.metadata))
+    return Source(path, config, file, names, stored, file.raw, file.read_into, lambda: from_gguf(file.metadata))
 
 
 def _open_directory(path: Path) -> Source:
@@ -96,7 +97,7 @@ def _open_directory(path: Path) -> Source:
     _check(path, config, names, shapes, ignore)
     types = {name: store.tensors[name].dtype.lower() for name in names}
     stored = {name: QTYPES[kind if kind in DTYPES else "f32"] for name, kind in types.items()}
-    return Source(path, config, store, names, stored, store.array, lambda: from_directory(path))
+    return Source(path, config, store, names, stored, store.array, None, lambda: from_directory(path))
 
 
 def _check(

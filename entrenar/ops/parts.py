@@ -41,9 +41,15 @@ class Part(NamedTuple):
 class _Block(NamedTuple):
     """Weights that lie one below the other in memory, as the one matrix that they are."""
 
-    weight: Any  # (rows, in): an Array, or what stands for a packed one in products
+    matrix: Array | QTensor  # (rows, in)
     columns: slice  # of the result
     trainable: bool
+
+    @property
+    def weight(self) -> Any:
+        """As products take it: an Array, or what stands for a packed matrix, asked for anew because a streamed one is
+        not always in memory."""
+        return self.matrix.data if isinstance(self.matrix, QTensor) else self.matrix
 
 
 class _Factors(NamedTuple):
@@ -101,8 +107,7 @@ class Weights:
                 self.rank = ranks.stop
             self.d_out = columns.stop
         self.blocks = [
-            _Block(_as_one([w.data for w in group]), slice(begin, begin + sum(w.shape[0] for w in group)),
-                   group[0].requires_grad)
+            _Block(_matrix(group), slice(begin, begin + sum(w.shape[0] for w in group)), group[0].requires_grad)
             for begin, group in zip(begins, groups, strict=True)
         ]  # fmt: skip
         with_bias = any(part.bias is not None for part in parts)
@@ -187,7 +192,7 @@ class Weights:
     def _room(self) -> Gradients:
         """Gradients still to be written."""
         return Gradients(
-            [cpu.buffer(block.weight.shape) if block.trainable else None for block in self.blocks],
+            [cpu.buffer(block.matrix.shape) if block.trainable else None for block in self.blocks],
             [None],
             [cpu.buffer((self.rank, self.d_in)) if self.need_a else None],
             [cpu.buffer(factor.b.shape) if factor.need_b else None for factor in self.factors],
@@ -223,6 +228,11 @@ def _follows(b: Weight, a: Weight) -> bool:
     if isinstance(a, QTensor) or isinstance(b, QTensor):
         return False
     return a.requires_grad == b.requires_grad and cpu.joined((a.data, b.data)) is not None
+
+
+def _matrix(group: list[Weight]) -> Array | QTensor:
+    """Weights of one block: a packed one, which is always alone, or tensors that follow each other."""
+    return group[0] if isinstance(group[0], QTensor) else _as_one([weight.data for weight in group])
 
 
 def _as_one(arrays: list[Array]) -> Array:

@@ -113,6 +113,11 @@ def _shorter_sequences(work: Work) -> Changes:
         yield f"--seq-len {length}", _training(work, seq_len=length)
 
 
+def _streamed(work: Work) -> Changes:
+    if work.streamed is False and work.adapter is not None:
+        yield "--stream", replace(work, streamed=True)
+
+
 def _adapter(work: Work) -> Changes:
     if work.adapter is None:
         low = replace(work, adapter=LoraConfig(r=RANK, target_modules="all-linear"))
@@ -120,4 +125,4 @@ def _adapter(work: Work) -> Changes:
         yield f"--no-full --rank {RANK} --quant {QUANT}", _retyped(low, "bf16", QUANT)
 
 
-CHANGES = (_moments_of_a_byte, _sixteen_bit, _quantized, _smaller_batch, _shorter_sequences, _adapter)
+CHANGES = (_moments_of_a_byte, _sixteen_bit, _quantized, _smaller_batch, _shorter_sequences, _streamed, _adapter)

@@ -16,6 +16,7 @@ from entrenar.backend import get_num_threads
 from entrenar.models.dtype import Compute
 from entrenar.models.spec import ModelConfig
 from entrenar.models.storage import qtype_of
+from entrenar.models.stream import StreamedQTensor, resident, streamed_layers
 from entrenar.nn.lora import LoraConfig
 from entrenar.ops.loss import chunk_rows
 from entrenar.quant import QType
@@ -39,6 +40,7 @@ class Work:
 
     Attributes:
         types: the type that each weight has in memory, by name. adapter: None where all weights are trained.
+        streamed: whether layers' quantized weights stay in the file; None where there is no such file.
     """
 
     config: ModelConfig
@@ -46,12 +48,14 @@ class Work:
     compute: Compute
     adapter: LoraConfig | None
     training: TrainConfig
+    streamed: bool | None = None
 
     @classmethod
     def of(cls, model: CausalLM, training: TrainConfig) -> Work:
         """The work of training a model that is loaded."""
         types = {name: qtype_of(weight) for name, weight in model.named_weights()}
-        return cls(model.config, types, model.compute, model.adapter, training)
+        streamed = any(isinstance(weight, StreamedQTensor) for _, weight in model.named_weights()) or None
+        return cls(model.config, types, model.compute, model.adapter, training, streamed)
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -67,6 +71,11 @@ class Work:
     def weights(self) -> dict[str, int]:
         """Bytes of the model's own weights, by name."""
         return {name: self.types[name].nbytes(count) for name, count in self.elements.items()}
+
+    @cached_property
+    def resident(self) -> dict[str, int]:
+        """Bytes of those in memory, by name, and of the room for streamed layers."""
+        return resident(self.weights, streamed_layers(self.types) if self.streamed else {})
 
     @cached_property
     def adapters(self) -> dict[str, tuple[int, int, int]]:
@@ -150,7 +159,7 @@ class Footprint:
         self._held = {
             "process": base,
             "kernels": _kernels(work, self.rows * self._logits, size),
-            "weights": sum(work.weights.values()),
+            "weights": sum(work.resident.values()),
             "adapter": total if work.adapter is not None else 0,
             "optimizer": int(state * (total // FLOAT)),
         }

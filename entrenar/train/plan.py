@@ -89,5 +89,5 @@ def plan_for(model: CausalLM, training: TrainConfig) -> Plan:
     work = Work.of(model, training)
     adapters = sum(f.a.data.nbytes + f.b.data.nbytes for _, linear in model.linears() if (f := linear.lora) is not None)
     resident = resident_bytes()
-    base = max(BASE, resident - sum(work.weights.values()) - adapters)
+    base = max(BASE, resident - sum(work.resident.values()) - adapters)
     return make_plan(Footprint(work, base), training, available_bytes() + resident)

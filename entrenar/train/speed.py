@@ -64,5 +64,5 @@ def step_seconds(work: Work, plan: Plan, rates: Rates) -> float:
     attention = (ATTENTION + again * ATTENTION_FORWARD) * pairs / ATTENTION_SHARE
     parts = plan.peak.parts
     update = 2 * parts["optimizer"] + 4 * FLOAT * sum(work.trained.values())  # gradients' norm, weights
-    moved = (2 + again) * parts["weights"] + (PASSES + 2 * again) * plan.kept + update
+    moved = (2 + again) * sum(work.weights.values()) + (PASSES + 2 * again) * plan.kept + update
     return (products + attention) / rates.product + moved / rates.memory + BETWEEN * plan.layers * (1 + again / 2)

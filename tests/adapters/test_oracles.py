@@ -257,3 +257,72 @@ def test_the_same_adapter_in_peft_llama_cpp_and_here(tmp_path, shared_data):
     ours = logprobs(model, PROMPTS)
     assert np.abs(ours - np.array(theirs)).max() <= 1e-3
     assert np.abs(ours - llama_cpp_logprobs(base, PROMPTS, tmp_path / "adapter.gguf")).max() <= 1e-3
+
+
+@pytest.fixture(scope="module", params=["q8_0", "q4_0"])
+def trained(request, shared_data, tmp_path_factory):
+    """A quantized file, our model of it with an adapter trained on it, and where what it saved lies."""
+    base, folder = shared_data / f"models/stories260K-{request.param}.gguf", tmp_path_factory.mktemp(request.param)
+    model = en.load(base)
+    model.add_lora(LoraConfig(r=8, lora_alpha=16, target_modules=ALL), seed=1)
+    model.compute = "f32"
+    text = (shared_data / "text/tinyshakespeare.txt").read_text()[:6000]
+    ids = np.array(model.tokenizer.encode(text)[:2048]).reshape(16, 128)
+    optimizer = en.optim.AdamW(model.named_parameters(), lr=3e-3)
+    losses = []
+    for step in range(24):
+        loss = model.train().loss(ids[step % 4 * 4 : step % 4 * 4 + 4])
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] - 1  # it has learned something to lose
+    model.eval()
+    model.save_adapter(folder / "adapter")
+    model.save_adapter(folder / "adapter.gguf")
+    plain = en.load(base, dtype="f32")
+    plain.save(folder / "dense")
+    plain.save(folder / "dense.gguf")
+    return base, model, folder
+
+
+def test_an_adapter_trained_on_a_quantized_file_is_the_same_in_llama_cpp(trained):
+    """On the file's own values as F32 to 1e-3; on the quantized file, for which llama.cpp rounds activations, the loss
+    to 0.01."""
+    need_oracle("xllamacpp")
+    base, model, folder = trained
+    theirs = llama_cpp_logprobs(folder / "dense.gguf", PROMPTS, folder / "adapter.gguf")
+    assert np.abs(logprobs(model, PROMPTS) - theirs).max() <= 1e-3
+    ids = model.tokenizer.encode("Speak, speak. First Citizen: You are all resolved rather to die than to famish?")
+    with no_grad():
+        ours = model.loss(ids).item()
+    rows = llama_cpp_logprobs(base, [ids[:n] for n in range(1, len(ids))], folder / "adapter.gguf")
+    theirs = -np.mean([row[token] for row, token in zip(rows, ids[1:], strict=True)])
+    assert len(ids) > 40
+    assert abs(ours - theirs) <= 0.01, (ours, theirs)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_adapter_trained_on_a_quantized_file_is_the_same_in_peft(trained):
+    _, model, folder = trained
+    torch, theirs = peft_model(folder / "dense", folder / "adapter", trainable=False)
+    with torch.no_grad():
+        rows = [torch.log_softmax(theirs(input_ids=torch.tensor([p])).logits[0, -1].double(), -1) for p in PROMPTS]
+    assert np.abs(logprobs(model, PROMPTS) - np.array([row.numpy() for row in rows])).max() <= 1e-3
+
+
+def test_what_is_merged_and_quantized_again_runs_in_llama_cpp(trained, tmp_path):
+    """The merged file in each of some types: llama.cpp's loss of it is ours."""
+    need_oracle("xllamacpp")
+    _, model, _ = trained
+    ids = model.tokenizer.encode("Speak, speak. First Citizen: You are all resolved")
+    for quant in ("q8_0", "q5_1", "q4_k_m"):
+        path = tmp_path / f"{quant}.gguf"
+        model.save(path, quant=quant, merge=True)
+        merged = en.load(path)
+        merged.compute = "f32"
+        with no_grad():
+            ours = merged.loss(ids).item()
+        rows = llama_cpp_logprobs(path, [ids[:n] for n in range(1, len(ids))])
+        theirs = -np.mean([row[token] for row, token in zip(rows, ids[1:], strict=True)])
+        assert abs(ours - theirs) <= 0.02, (quant, ours, theirs)
