@@ -254,10 +254,54 @@ WORD void decode_along(head_fn head, part_fn part, const int values, const struc
     }
 }
 
+/* DOT_N lines' dot products with m vectors of words, x_row apart: to sums (m, DOT_N). Every one is added up by VL words at a
+ * time, as skinny.h's dot_tile does it. */
+WORD void decode_dots_of(head_fn head, part_fn part, const int values, const int m, const struct decoding *d,
+                         const float *x, int64_t x_row, float *sums) {
+    const int blocks = values < PARTS ? PARTS / values : 1, parts = values < PARTS ? 1 : values / PARTS;
+    vf acc[DOT_M][DOT_N];
+#pragma GCC unroll 4
+    for (int r = 0; r < m; r++)
+#pragma GCC unroll 4
+        for (int line = 0; line < DOT_N; line++) acc[r][line] = v_zero();
+    for (int64_t b = 0; b < d->n; b += blocks) {
+        struct head h[DOT_N];
+        for (int line = 0; line < DOT_N; line++) head(d->w, d->first + line * d->step + b, &h[line]);
+        for (int i = 0; i < parts; i++, x += 2 * VL) {
+#pragma GCC unroll 4
+            for (int line = 0; line < DOT_N; line++) {
+                vh low, high;
+                part(d->w->raw + (d->first + line * d->step + b) * d->w->bytes, &h[line], i, &low, &high);
+#pragma GCC unroll 4
+                for (int r = 0; r < m; r++)
+                    acc[r][line] = v_dot_bf16(v_bits(v_load(x + r * x_row)), low, acc[r][line]);
+#pragma GCC unroll 4
+                for (int r = 0; r < m; r++)
+                    acc[r][line] = v_dot_bf16(v_bits(v_load(x + r * x_row + VL)), high, acc[r][line]);
+            }
+        }
+    }
+#pragma GCC unroll 4
+    for (int r = 0; r < m; r++)
+#pragma GCC unroll 4
+        for (int line = 0; line < DOT_N; line++) sums[r * DOT_N + line] = v_hsum(acc[r][line]);
+}
+
+WORD void decode_dots(head_fn head, part_fn part, const int values, int64_t m, const struct decoding *d, const float *x,
+                      int64_t x_row, float *sums) {
+    switch (m) {
+    case 1: decode_dots_of(head, part, values, 1, d, x, x_row, sums); break;
+    case 2: decode_dots_of(head, part, values, 2, d, x, x_row, sums); break;
+    case 3: decode_dots_of(head, part, values, 3, d, x, x_row, sums); break;
+    default: decode_dots_of(head, part, values, 4, d, x, x_row, sums); break;
+    }
+}
+
 struct decoder {
     void (*to_lines)(const struct decoding *d, uint16_t *y, int64_t y_step);
     void (*across)(const struct decoding *d, float *y, int64_t panel);
     void (*along)(const struct decoding *d, float *y);
+    void (*dots)(int64_t m, const struct decoding *d, const float *x, int64_t x_row, float *sums);
 };
 
 #define DECODER(name, head, values)                                                                                   \
@@ -269,6 +313,9 @@ struct decoder {
     }                                                                                                                 \
     static void name##_along(const struct decoding *d, float *y) {                                                    \
         decode_along(head, name##_part, values, d, y);                                                                \
+    }                                                                                                                 \
+    static void name##_dots(int64_t m, const struct decoding *d, const float *x, int64_t x_row, float *sums) {        \
+        decode_dots(head, name##_part, values, m, d, x, x_row, sums);                                                 \
     }
 DECODER(q4_0, no_head, 32)
 DECODER(q4_1, no_head, 32)
@@ -282,7 +329,7 @@ DECODER(q6_k, q6_k_head, 256)
 DECODER(nf4, nf4_head, 64)
 DECODER(fp4, fp4_head, 64)
 #undef DECODER
-#define DECODER(name) {name##_to_lines, name##_across, name##_along}
+#define DECODER(name) {name##_to_lines, name##_across, name##_along, name##_dots}
 static const struct decoder decoders[EN_QTYPE_COUNT] = {
     [EN_Q4_0] = DECODER(q4_0), [EN_Q4_1] = DECODER(q4_1), [EN_Q5_0] = DECODER(q5_0), [EN_Q5_1] = DECODER(q5_1),
     [EN_Q8_0] = DECODER(q8_0), [EN_Q4_K] = DECODER(q4_k), [EN_Q5_K] = DECODER(q5_k), [EN_Q6_K] = DECODER(q6_k),

@@ -36,8 +36,6 @@ struct skinny {
 };
 
 /* DOTS: DOT_N of w at a time, each read once, against DOT_M of x. */
-enum { DOT_M = 4, DOT_N = VL == 16 ? 4 : 2 };
-
 WORD void dot_tile(const int pairs, const int m, const int n, enum en_dtype type, const struct skinny *q, int64_t i0,
                    int64_t j0) {
     vf acc[DOT_M][DOT_N];
@@ -196,7 +194,35 @@ SKINNY(dots)
 SKINNY(rows)
 #undef SKINNY
 
-/* The same where w is packed: DOT_N rows of it at a time are decoded, for all of x. */
+/* DOTS where w is packed and its rows are whole blocks of a type that is decoded in registers: DOT_N at a time from
+ * `begin` on; returns where it stopped. */
+static int64_t dots_in_registers(const struct skinny *q, int64_t begin, int64_t end) {
+    int64_t j = begin;
+#ifdef EN_BF16_DOT
+    const struct en_blocks *w = q->w.packed;
+    const struct decoder *decoder = &decoders[w->type];
+    if (!q->pairs || !decoder->dots || q->k % max64(w->values, PARTS) || q->w.row % w->values || q->w.at % w->values)
+        return j;
+    for (; j + DOT_N <= end; j += DOT_N) {
+        const struct decoding d = {w, (q->w.at + j * q->w.row) / w->values, q->k / w->values, DOT_N,
+                                   q->w.row / w->values};
+        for (int64_t i = 0; i < q->few; i += DOT_M) {
+            float sums[DOT_M * DOT_N];
+            const int64_t m = min64(DOT_M, q->few - i);
+            decoder->dots(m, &d, q->x + i * q->x_row, q->x_row, sums);
+            for (int64_t r = 0; r < m; r++)
+                for (int64_t line = 0; line < DOT_N; line++) {
+                    float *at = q->c + (i + r) * q->c_few + (j + line) * q->c_many, sum = sums[r * DOT_N + line];
+                    *at = q->accumulate ? *at + sum : sum;
+                }
+        }
+    }
+#endif
+    (void)q, (void)end;
+    return j;
+}
+
+/* DOTS of any packed w: DOT_N rows of it at a time are decoded into L1, for all of x. */
 static void unpacked_dots_range(void *context, int64_t begin, int64_t end) {
     const struct skinny *all = context;
     const int pairs = BF16_DOT && all->pairs;
@@ -206,7 +232,7 @@ static void unpacked_dots_range(void *context, int64_t begin, int64_t end) {
         *all->status = EN_NO_MEMORY;
         return;
     }
-    for (int64_t j = begin; j < end; j += DOT_N) {
+    for (int64_t j = dots_in_registers(all, begin, end); j < end; j += DOT_N) {
         struct skinny q = *all;
         const int64_t n = min64(DOT_N, end - j);
         for (int64_t i = 0; i < n; i++)

@@ -11,6 +11,9 @@
 
 enum { NR = NV * VL };
 
+/* Dot products made at once (skinny.h): of so many vectors of x with so many of w. */
+enum { DOT_M = 4, DOT_N = VL == 16 ? 4 : 2 };
+
 /* Steps of k: of a packed panel of A, or where a_row isn't 0, of rows that lie in place, their words a_row apart; and
  * of a panel of B, b_row words from a step to the next. */
 struct segment {
