@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import prod
+from operator import index
 from typing import Any, ClassVar
 
 import numpy as np
@@ -42,8 +43,8 @@ class QTensor:
             raise DTypeError(f"QTensor: type {name} can't be decoded; {', '.join(DECODED)} can")
         if not isinstance(raw, np.ndarray) or raw.dtype != np.uint8 or raw.ndim != 1:
             raise DTypeError(f"QTensor: bytes of {name} are a 1-D uint8 array, not {_kind(raw)}")
-        if any(size < 0 for size in self.shape):
-            raise ShapeError(f"QTensor: {self.shape} is no shape")
+        shape = _shape(self.shape)
+        object.__setattr__(self, "shape", shape)
         if not self.qtype.flat and self.width % self.qtype.block:
             raise ShapeError(f"QTensor: rows of {self.width} do not fill {name}'s blocks of {self.qtype.block}")
         size = self.qtype.nbytes(self.size, self.block)
@@ -52,7 +53,6 @@ class QTensor:
         view = np.ascontiguousarray(raw).view()
         view.flags.writeable = False
         object.__setattr__(self, "bytes", view)
-        object.__setattr__(self, "shape", tuple(self.shape))
 
     @property
     def nbytes(self) -> int:
@@ -118,6 +118,7 @@ class QTensor:
         return f"QTensor({self.qtype.name}, {self.shape}, {self.nbytes} bytes)"
 
 
+MOST = 1 << 59  # elements of an array
 DECODED = tuple(row.name for row in QTYPES.values() if row.decodes)
 ENCODED = tuple(row.name for row in QTYPES.values() if row.encodes)
 
@@ -132,9 +133,22 @@ def _kind(value: object) -> str:
 
 
 def _row(name: str, op: str) -> QType:
-    if name not in QTYPES:
+    """A type by its name, in any case."""
+    key = name.lower() if isinstance(name, str) else name
+    if not isinstance(key, str) or key not in QTYPES:
         raise UsageError(f"{op}: no type {name!r}; it is one of {', '.join(QTYPES)}")
-    return QTYPES[name]
+    return QTYPES[key]
+
+
+def _shape(shape: object) -> tuple[int, ...]:
+    """A shape as a tuple of sizes, whose product memory could hold."""
+    try:
+        sizes = tuple(index(size) for size in shape)  # type: ignore[attr-defined]
+    except TypeError:
+        raise ShapeError(f"QTensor: {shape!r} is no shape; give a tuple of sizes") from None
+    if any(size < 0 for size in sizes) or prod(sizes) >= MOST:
+        raise ShapeError(f"QTensor: {sizes} is no shape")
+    return sizes
 
 
 def fitting(name: str, width: int) -> str:
@@ -142,8 +156,8 @@ def fitting(name: str, width: int) -> str:
     else a type of blocks of 32, else "f16". NF4 and FP4 take any width."""
     row = _row(name, "fitting")
     if row.flat or width % row.block == 0:
-        return name
-    smaller = _NARROWER.get(name, "f16")
+        return row.name
+    smaller = _NARROWER.get(row.name, "f16")
     return smaller if smaller == "f16" or width % QTYPES[smaller].block == 0 else "f16"
 
 
@@ -157,7 +171,9 @@ def quantize(array: Array, name: str, block: int = 64) -> QTensor:
     row = _row(name, "quantize")
     if not row.encodes:
         raise UsageError(f"quantize: {name} is not written; written are: {', '.join(ENCODED)}")
-    return QTensor(row, np.shape(array), native().quantize(name, array, block), block)
+    if block != 64 and not row.flat:
+        raise UsageError(f"quantize: block={block}: {row.name}'s are of {row.block}; only NF4 and FP4 have a choice")
+    return QTensor(row, np.shape(array), native().quantize(row.name, array, block), block)
 
 
 def dequantize(
@@ -173,4 +189,4 @@ def dequantize(
     if name is None or shape is None:
         raise UsageError("dequantize: raw bytes need the name of their type and their shape")
     raw = np.frombuffer(q, np.uint8) if isinstance(q, (bytes, bytearray, memoryview)) else q
-    return QTensor(_row(name, "dequantize"), tuple(shape), raw, block).dense(dtype)
+    return QTensor(_row(name, "dequantize"), _shape(shape), raw, block).dense(dtype)
