@@ -15,7 +15,7 @@ SANITIZED := PYTHONMALLOC=malloc ASAN_OPTIONS=detect_leaks=0:allocator_may_retur
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help emulated tiles quickstart test tier1 tier2 tier3 lint format coverage mutants deny-check bench fuzz san docs clean \
-        build oracles
+        build oracles oracles-large
 
 help:  ## list the verbs
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -88,6 +88,9 @@ oracles: build  ## add the quick development-only programs that tests marked `or
 	@$(PIP) $(BUILD_TOOLS)
 	@$(PIP) --no-build-isolation -C build-dir=build/editable -e ".[test,dev]"
 	@touch $@
+
+oracles-large: oracles  ## add PyTorch, transformers, PEFT and bitsandbytes as well, more than a gigabyte
+	@$(PIP) -r tests/oracles/large.txt
 
 # Sanitized builds live in environments of their own, so that an everyday build is never mistaken for one.
 san: .venv-san/.built  ## tests of kernels, formats, storage and operations under AddressSanitizer and UBSan
