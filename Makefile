@@ -107,7 +107,8 @@ san: .venv-san/.built  ## tests of kernels, formats, storage and operations unde
 	@touch $@
 
 # The codecs alone, without Python: fuzz/codecs.c with the files of csrc/ that it needs.
-build/fuzz-codecs: fuzz/codecs.c $(wildcard csrc/quant/*) csrc/entrenar.h csrc/threads.c csrc/cores.c csrc/memory.c csrc/blocks.c
+build/fuzz-codecs: fuzz/codecs.c $(wildcard csrc/quant/*) csrc/entrenar.h csrc/threads.c csrc/cores.c csrc/memory.c \
+                   csrc/blocks.c
 	@command -v $(FUZZ_CC) >/dev/null || { echo "make fuzz: $(FUZZ_CC) is not installed" >&2; exit 2; }
 	@mkdir -p build
 	@$(FUZZ_CC) -g -O1 -ffp-contract=off -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=undefined \

@@ -1,10 +1,11 @@
-/* How fast packed weights become panels: the packing of csrc/kernels/gemm.h, one thread, into a buffer that stays in L2,
- * from a matrix that lies in L2 as well (a product fetches its memory ahead). bench/decode.py compiles it for a level and runs it.
+/* How fast packed weights become panels: the packing of csrc/kernels/gemm.h, one thread, into a buffer that stays in
+ * L2, from a matrix that lies in L2 as well (a product fetches its memory ahead). bench/decode.py compiles it for a
+ * level and runs it.
  *
  *     decode TYPE f32|bf16 forward|input SECONDS
  *
- * TYPE is a name of csrc/quant/codecs.c; forward: x·Wᵀ, along the rows of W (N, K), input: g·W, across them. Checks every
- * value that lands in a panel against the plain decoder, then prints weights a second, the best of five rounds.
+ * TYPE is a name of csrc/quant/codecs.c; forward: x·Wᵀ, along the rows of W (N, K), input: g·W, across them. Checks
+ * every value that lands in a panel against the plain decoder, then prints weights a second, the best of five rounds.
  */
 #include LEVEL
 
@@ -16,7 +17,7 @@ static float plain[N * K];
 
 void en_set_bad_id(int64_t id) { (void)id; }
 
-/* Weights like a trained layer's, quantized; of NF4 and FP4 with scales that are f32 or quantized, as the type has them. */
+/* Weights like a trained layer's, quantized; NF4's and FP4's scales are f32 or quantized, as the type has them. */
 static struct en_blocks quantized(enum en_qtype type) {
     uint64_t state = 1;
     for (int64_t i = 0; i < N * K; i++) {

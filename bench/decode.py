@@ -18,7 +18,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 CSRC = HERE.parent / "csrc"
-TYPES = ("nf4", "nf4-f32", "fp4", "q4_0", "q5_0", "q8_0", "q4_k", "q5_k", "q6_k")
+TYPES = ("nf4", "nf4-f32", "fp4", "fp4-f32", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "iq4_nl", "q4_k", "q5_k", "q6_k")
 # level -> what the compiler is told, as in CMakeLists.txt, and the type of its products
 LEVELS = {
     "avx2": ("-march=x86-64-v3", "f32"),

@@ -238,6 +238,7 @@ cdef extern from "entrenar.h" nogil:
     int en_get_threads()
     void en_set_threads(int n)
     void *en_alloc(size_t bytes)
+    size_t en_kept_bytes()
     void en_free(void *block)
     void en_fail_allocation(int64_t nth)
 
@@ -418,6 +419,11 @@ cdef cnp.ndarray empty(tuple shape, int typenum=cnp.NPY_FLOAT32, str op="allocat
     cdef cnp.ndarray out = cnp.PyArray_SimpleNewFromData(nd, dims, typenum, block)
     cnp.set_array_base(out, capsule)
     return out
+
+
+def kept_bytes():
+    """Bytes of freed results that are kept for later ones: they count as this process's memory, and are free for it."""
+    return en_kept_bytes()
 
 
 def buffer(shape, dtype=np.float32):

@@ -387,6 +387,8 @@ def _backward(root: Tensor, g: Array, since: int = 0) -> dict[Node, tuple[Array,
                 continue
             if callable(d):
                 held = _held(parent, pending)
+                if held is not None and np.may_share_memory(held, g):
+                    held = None
                 d = d(held)
                 if d is held:
                     continue

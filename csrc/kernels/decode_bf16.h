@@ -1,8 +1,8 @@
 /* Blocks of quantized numbers to bf16, where there are AVX-512's words of 16 bits: kernels/decode.h says what.
  *
- * A type is two functions: what its blocks have in common, a head, and 64 values of a block by its head. Types of 4 or 5
- * bits make tables of 16 or 32 values in bf16 and look codes up in them, 32 with one instruction (vpermw); where scales
- * change every 16 values a table isn't worth it. Rounding takes denormals to 0. Values go to lines of an array, or
+ * A type is two functions: what its blocks have in common, a head, and 64 values of a block by its head. Types of 4 or
+ * 5 bits make tables of 16 or 32 values in bf16 and look codes up in them, 32 with one instruction (vpermw); where
+ * scales change every 16 values a table isn't worth it. Rounding takes denormals to 0. Values go to lines of an array, or
  * straight into panels of kernels/pack.h, along the lines or across them. */
 #ifndef EN_DECODE_BF16_H
 #define EN_DECODE_BF16_H
@@ -23,7 +23,7 @@ WORD vh look_up(vh table, vh codes) { return _mm512_permutexvar_epi16(codes, tab
 WORD vh bytes_at(const uint8_t *p) { return _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i *)p)); }
 WORD vf floats_at(const uint8_t *p) { return v_from_int(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p))); }
 
-/* Codes of 16 bytes, two each, the high half before the low one; bits above the low four mean nothing, nor does bit 4. */
+/* Codes of 16 bytes, two each, the high half before the low one; bits above the low four mean nothing. */
 WORD vh codes_in_order(const uint8_t *p) {
     const vh twice = _mm512_setr_epi64(
         0x0001000100000000, 0x0003000300020002, 0x0005000500040004, 0x0007000700060006, 0x0009000900080008,
@@ -175,7 +175,7 @@ struct decoding {
 
 /* PARTS values at a time: of a block, or of two of 32 values. */
 enum { PARTS = 64 };
-_Static_assert(PARTS / 2 % NR == 0, "half a part fills panels");
+_Static_assert((int)PARTS / 2 == (int)NR, "half a part fills a panel");
 typedef void (*head_fn)(const struct en_blocks *w, int64_t block, struct head *h);
 typedef void (*part_fn)(const uint8_t *raw, const struct head *h, int i, vh *low, vh *high);
 
@@ -254,8 +254,8 @@ WORD void decode_along(head_fn head, part_fn part, const int values, const struc
     }
 }
 
-/* DOT_N lines' dot products with m vectors of words, x_row apart: to sums (m, DOT_N). Every one is added up by VL words at a
- * time, as skinny.h's dot_tile does it. */
+/* DOT_N lines' dot products with m vectors of words, x_row apart: to sums (m, DOT_N). Every one is added up by VL words
+ * at a time, as skinny.h's dot_tile does it. */
 WORD void decode_dots_of(head_fn head, part_fn part, const int values, const int m, const struct decoding *d,
                          const float *x, int64_t x_row, float *sums) {
     const int blocks = values < PARTS ? PARTS / values : 1, parts = values < PARTS ? 1 : values / PARTS;

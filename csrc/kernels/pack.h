@@ -104,7 +104,10 @@ WORD void pack_as(const int pairs, enum en_dtype type, float *dst, int64_t width
     if (o->row == 1) {
         int64_t s = 0;
 #ifdef EN_BF16_DOT
-        if (pairs && type == EN_BF16 && rows == width && width % (2 * VL) == 0) pack_across(dst, width, o, k), s = k / 2;
+        if (pairs && type == EN_BF16 && rows == width && width % (2 * VL) == 0) {
+            pack_across(dst, width, o, k);
+            s = k / 2;
+        }
 #endif
         for (; s < full; s++)
             for (int64_t i = 0; i < width; i += VL)

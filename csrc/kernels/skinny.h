@@ -1,9 +1,9 @@
-/* Skinny products: so few rows or columns that packing the large operand would cost more than multiplying it. It is read
- * once, where it lies, and converted on the way.
+/* Skinny products: so few rows or columns that packing the large operand would cost more than multiplying it. It is
+ * read once, where it lies, and converted on the way.
  *
- * DOTS: few rows of A against a B with contiguous k (the weights of a linear layer in a step of decoding), and many rows
- * of A against few columns (a low-rank factor). ROWS: the large operand's k is not contiguous but the other side is, so
- * the result is made of sums of its rows (the gradients of low-rank factors).
+ * DOTS: few rows of A against a B with contiguous k (the weights of a linear layer in a step of decoding), and many
+ * rows of A against few columns (a low-rank factor). ROWS: the large operand's k is not contiguous but the other side
+ * is, so the result is made of sums of its rows (the gradients of low-rank factors).
  */
 #ifndef EN_SKINNY_H
 #define EN_SKINNY_H
@@ -84,9 +84,9 @@ WORD void dots_as(const int pairs, enum en_dtype type, const struct skinny *q, i
         }
 }
 
-/* ROWS: for pieces of so many columns that their sums, ROW_SUMS, stay in L1, and ROW_STEPS steps of k at a time, every
- * VL columns' words are read against all of x, VL rows of it or fewer at once. In blocks of KC steps, each from zero, as
- * tiles sum. */
+/* ROWS: for pieces of so many columns that their sums, ROW_SUMS, stay near, and ROW_STEPS steps of k at a time, every
+ * VL columns' words are read against all of x, VL rows of it or fewer at once. In blocks of KC steps, each from zero,
+ * as tiles sum. */
 enum { ROW_SUMS = 8192, ROW_STEPS = 32, ROW_AHEAD = 128 };
 
 /* sums (h, row) += x's rows from i on · w's columns [j, j + n), steps [s0, s1) */
@@ -109,8 +109,7 @@ WORD void row_tile(const int pairs, const int h, enum en_dtype type, const struc
 }
 
 /* The sums of columns [j, j + n) to c, of which one of the strides is 1. */
-WORD void store_sums_of_rows(const struct skinny *q, int64_t j, int64_t n, const float *sums, int64_t row,
-                               int add) {
+WORD void store_sums_of_rows(const struct skinny *q, int64_t j, int64_t n, const float *sums, int64_t row, int add) {
     for (int64_t i = 0; i < q->few; i += VL)
         for (int64_t v = 0; v < n; v += VL) {
             const int across = q->c_many == 1;

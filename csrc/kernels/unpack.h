@@ -61,8 +61,8 @@ static struct operand unpack(const int pairs, const struct operand *o, int64_t r
                             .k = along_k ? 1 : PATCH_ROW};
 }
 
-/* `rows` rows of k elements straight into panels of NR columns, `panel` words from one to the next. False: the type has no
- * decoder for it, or the piece is not of whole blocks and panels. */
+/* `rows` rows of k elements straight into panels of NR columns, `panel` words from one to the next. False: the type has
+ * no decoder for it, or the piece is not of whole blocks and panels. */
 static int unpack_panels(const int pairs, const struct operand *o, int64_t rows, int64_t k, int64_t steps, float *y,
                          int64_t panel) {
 #ifdef EN_BF16_DOT

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from entrenar.backend import cpu
 from entrenar.errors import ConfigError, MemoryLimitError
 
 UNITS = {"": 1} | {f"{prefix}B": 1000**i for i, prefix in enumerate(("", "K", "M", "G", "T"))}
@@ -13,7 +14,8 @@ UNITS |= {f"{prefix}iB": 1024**i for i, prefix in enumerate(("", "K", "M", "G", 
 
 
 def available_bytes() -> int:
-    """Bytes that can still be allocated: the system's estimate, or what the control group leaves if that is less."""
+    """Bytes that can still be allocated: the system's estimate, or what the control group leaves if that is less, and
+    the freed results that the kernels keep for later ones."""
     info = Path("/proc/meminfo").read_text()
     free = next(int(line.split()[1]) * 1024 for line in info.splitlines() if line.startswith("MemAvailable"))
     for limit, used in (
@@ -26,12 +28,12 @@ def available_bytes() -> int:
                 free = min(free, int(text) - int(Path(used).read_text()))
         except OSError:
             continue  # this control group version is not mounted
-    return max(free, 0)
+    return max(free, 0) + cpu.kept_bytes()
 
 
 def resident_bytes() -> int:
-    """Memory of this process that is in RAM now."""
-    return _status("VmRSS")
+    """Memory of this process that is in RAM now, without what its kernels keep for later results."""
+    return max(_status("VmRSS") - cpu.kept_bytes(), 0)
 
 
 def peak_resident_bytes() -> int:

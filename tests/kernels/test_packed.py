@@ -71,9 +71,26 @@ def test_products_have_the_bits_of_the_expanded_weight(isa, name, dtype):
         q = weight(name, rows, columns)
         for back, (got, terms) in enumerate(both_ways(q, m, dtype)):
             want = cpu.product(terms, np.empty_like(got))
-            if not back or (m > 8 and columns > 16):  # with fewer, the dense one is summed in another order
+            if not back or (m > 8 and columns > 16):  # with fewer, a plain weight is summed in another order
                 np.testing.assert_array_equal(got, want)
             assert_product(got, terms)
+
+
+@pytest.mark.parametrize("name", [name for name in FAST if not quant.QTYPES[name].flat])
+def test_any_bytes_are_the_numbers_they_stand_for(isa, name):
+    """Scales that are infinite, NaN, denormal and zero among them; rows and columns in whole panels."""
+    rows, columns = 64, 512
+    row = quant.QTYPES[name]
+    raw = np.random.default_rng(3).integers(0, 256, row.nbytes(rows * columns), np.uint8).reshape(-1, row.bytes)
+    scales = np.array([0, 1, 0x3FF, 0x8001, 0x7BFF, 0xFBFF, 0x7C00, 0xFC00, 0x7E01, 0x3C00], np.uint16)
+    places = {"q4_k": (0, 2), "q5_k": (0, 2), "q6_k": (208,), "q4_1": (0, 2), "q5_1": (0, 2)}.get(name, (0,))
+    for i, at in enumerate(places):
+        some = np.resize(np.roll(scales, i), (len(raw) + 1) // 2)
+        raw[::2, at : at + 2] = some.view(np.uint8).reshape(-1, 2)
+    q = quant.QTensor(row, (rows, columns), raw.reshape(-1))
+    with np.errstate(all="ignore"):
+        for back, (got, terms) in enumerate(both_ways(q, 24, BF16)):
+            np.testing.assert_array_equal(got, cpu.product(terms, np.empty_like(got)), err_msg=f"back {back}")
 
 
 @pytest.mark.parametrize("name", ["nf4", "q4_k"])

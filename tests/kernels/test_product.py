@@ -229,7 +229,6 @@ def test_rows_of_bf16_that_are_no_whole_words_are_packed(isa, shape):
         assert_product(cpu.product(terms, np.empty((m, n), np.float32)), terms)
 
 
-@pytest.mark.tier1
 @pytest.mark.parametrize("dtype", [np.float32, BF16])
 def test_a_term_of_no_columns(isa, dtype):
     """Of an A in either layout, beside a term that has some."""
@@ -239,6 +238,7 @@ def test_a_term_of_no_columns(isa, dtype):
             assert_product(cpu.product(some, np.zeros((40, 6), np.float32)), some)
 
 
+@pytest.mark.tier1
 def test_no_rows_columns_or_steps():
     some = np.zeros((3, 0), BF16)
     bias = floats(1, 5)

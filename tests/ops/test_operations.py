@@ -87,6 +87,14 @@ def test_gradients_of_rows_are_added_to_what_is_there() -> None:
                     np.testing.assert_allclose(w.grad.numpy(), times * (counts + extra), rtol=1e-6, atol=1e-6)
 
 
+def test_a_gradient_that_is_the_gradient_to_come() -> None:
+    """The gradient handed to backward is a leaf's own."""
+    w = Tensor(np.arange(12.0).reshape(4, 3), requires_grad=True)
+    ops.embedding(w, [0, 1, 2, 3]).sum().backward()
+    ops.embedding(w, [3, 3, 0, 1]).backward(w.grad)
+    np.testing.assert_array_equal(w.grad.numpy(), np.array([2, 2, 1, 3])[:, None] * np.ones((4, 3)))
+
+
 def test_a_leaf_in_bf16_has_gradients_in_f32() -> None:
     rng = np.random.default_rng(1)
     values, x = rng.standard_normal((5, 4)).astype(ml_dtypes.bfloat16), Tensor(rng.standard_normal((6, 4)))
