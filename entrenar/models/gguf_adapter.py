@@ -20,7 +20,7 @@ from entrenar.models.adapters import Adapted, Adapter
 from entrenar.models.arch import architecture
 from entrenar.models.arch.base import WeightName
 from entrenar.nn.layers import Embedding
-from entrenar.nn.lora import HEAD, MAX_ALPHA, MAX_RANK, LoraConfig
+from entrenar.nn.lora import EMBEDDING, HEAD, MAX_ALPHA, MAX_RANK, LoraConfig
 from entrenar.nn.low_rank import Factors, LowRank, LowRankTable
 from entrenar.tensor import Tensor
 
@@ -33,9 +33,8 @@ def save(model: Adapted, adapter: Adapter, path: Path) -> None:
     Factors that count neither alpha/r times for one alpha nor all alike get their difference folded into B.
 
     Raises:
-        AdapterError: llama.cpp's adapters can't hold it: DoRA, whole modules, a tied head.
+        AdapterError: llama.cpp's adapters can't hold it: DoRA, whole modules, head or embedding that are tied.
     """
-    names = {name.hf.removesuffix(".weight"): name for name in _weights(model)}
     if adapter.config.use_dora:
         raise AdapterError("llama.cpp has no DoRA adapters: merge this one (entrenar merge) and save the model instead")
     if adapter.saved:
@@ -43,11 +42,13 @@ def save(model: Adapted, adapter: Adapter, path: Path) -> None:
             f"{min(adapter.saved)} is held whole, which llama.cpp's adapters can't: merge this one (entrenar merge) "
             "and save the model instead"
         )
-    if HEAD in adapter.factors and HEAD not in names:
+    sides = [path for path in (HEAD, EMBEDDING) if path in adapter.factors]
+    if model.config.tie_word_embeddings and sides:  # llama.cpp would take them for its head as well, and abort
         raise AdapterError(
-            "the adapter changes lm_head, which is tied to the embedding: the base's GGUF file has no output.weight "
-            "for llama.cpp to adapt"
+            f"the adapter changes {sides[0]}, but head and embedding are tied: the base's GGUF file has one weight for "
+            "both, and llama.cpp can't adapt one side of it: merge this one (entrenar merge) and save the model instead"
         )
+    names = {name.hf.removesuffix(".weight"): name for name in _weights(model)}
     alphas = {path: float(np.float32(f.scale * f.rank)) for path, f in adapter.factors.items()}
     ((alpha, _),) = Counter(alphas.values()).most_common(1)
     tensors: list[tuple[str, NDArray[Any]]] = []

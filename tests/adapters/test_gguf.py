@@ -109,8 +109,10 @@ def test_what_llama_cpp_cannot_hold_is_refused_with_advice(tmp_path):
     cases = [
         ("llama", LoraConfig(use_dora=True), "DoRA.*merge"),
         ("llama", LoraConfig(modules_to_save=["model.norm"]), r"model\.norm\.weight is held whole.*merge"),
-        ("qwen2", LoraConfig(target_modules=["lm_head"]), r"lm_head, which is tied.*output\.weight"),
-    ]
+        ("qwen2", LoraConfig(target_modules=["lm_head"]), r"changes lm_head, .*tied.*merge"),
+        ("llama-tied-wide-heads", LoraConfig(target_modules=["q_proj", "embed_tokens"]),
+         r"changes model\.embed_tokens, .*tied.*merge"),
+    ]  # fmt: skip
     for name, config, words in cases:
         with pytest.raises(AdapterError, match=words):
             tiny.model(name, lora=config).save_adapter(tmp_path / "a.gguf")
