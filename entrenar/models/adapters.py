@@ -5,7 +5,7 @@ Names follow PEFT. An adapter is its settings, the factors of the layers it chan
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from os import PathLike
@@ -15,7 +15,7 @@ from typing import Any, Self, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from entrenar.errors import AdapterError
+from entrenar.errors import AdapterError, UsageError
 from entrenar.models.spec import ModelConfig
 from entrenar.nn.layers import Embedding, Linear
 from entrenar.nn.lora import EMBEDDING, HEAD, LoraConfig
@@ -26,6 +26,7 @@ from entrenar.quant import QTensor
 from entrenar.tensor import Tensor
 
 Adaptable: TypeAlias = Linear | Embedding
+MAX_FACTOR = 1000  # times an adapter may count; what it does to a layer's output stays far from where f32 ends
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,12 @@ class Adapted(Module):
             AdapterError: an adapter has this name, or no layer is selected (the error lists the names).
         """
         self._require_free(name)
-        self.set_adapter([])
+        with self.disable_adapter():  # what is copied and measured are the model's own weights
+            adapter = self._fresh(config, seed)
+        self.attach(adapter, name)
+        return self
+
+    def _fresh(self, config: LoraConfig, seed: int) -> Adapter:
         factors: dict[str, Factors] = {}
         for index, (path, module) in enumerate(self._selected(config)):
             out, in_ = module.weight.shape
@@ -140,8 +146,7 @@ class Adapted(Module):
             low = factors[path] = LowRank.init(out, in_, rank, scale, config.lora_dropout, rng)
             if config.use_dora:
                 low.magnitude = Tensor(low.row_norms(module.weight).copy(), requires_grad=True)
-        self.attach(Adapter(config, factors, self._copies(config)), name)
-        return self
+        return Adapter(config, factors, self._copies(config))
 
     def attach(self, adapter: Adapter, name: str = "default") -> None:
         """Puts an adapter in place, freezes the model's own weights, and makes this the only one that acts."""
@@ -153,23 +158,28 @@ class Adapted(Module):
         self.adapters[name] = adapter
         self.set_adapter(name)
 
-    def set_adapter(self, names: str | Sequence[str] | Mapping[str, float]) -> None:
+    def set_adapter(self, names: str | Iterable[str] | Mapping[str, float]) -> None:
         """Chooses which adapters act: one, several (their sum, frozen), or none for an empty list.
 
         Args:
-            names: a mapping says how much each counts, 1.0 being as trained: ``{"style": 0.5, "facts": 1.0}``.
+            names: a mapping says how much each counts, 1.0 being as trained: ``{"style": 0.5, "facts": 1.0}``;
+                from -1000 to 1000.
 
         Raises:
-            AdapterError: no adapter has such a name, or what they change can't be added up.
+            AdapterError: no adapter has such a name, a factor is none, or what they change can't be added up.
         """
-        names = [names] if isinstance(names, str) else names
-        wanted = {name: float(names[name]) if isinstance(names, Mapping) else 1.0 for name in names}
-        for name, factor in wanted.items():
-            if name not in self.adapters:
-                known = ", ".join(self.adapters) or "none is loaded"
-                raise AdapterError(f"there is no adapter {name!r} ({known})")
-            if not np.isfinite(factor):
-                raise AdapterError(f"adapter {name!r} can't count {factor} times")
+        if not isinstance(names, Iterable):
+            raise AdapterError(f"set_adapter takes an adapter's name, a list of names or a mapping, not {names!r}")
+        wanted: dict[str, float] = {}
+        for name in [names] if isinstance(names, str) else names:
+            self._require_known(name)
+            factor = names[name] if isinstance(names, Mapping) else 1.0
+            number = isinstance(factor, int | float | np.integer | np.floating) and not isinstance(factor, bool)
+            if not number or not abs(factor) <= MAX_FACTOR:
+                raise AdapterError(
+                    f"adapter {name!r} can't count {factor!r} times; give a number from -{MAX_FACTOR} to {MAX_FACTOR}"
+                )
+            wanted[name] = float(factor)
         layers: dict[str, list[tuple[Factors, float]]] = {}
         whole: dict[str, Tensor] = {}
         for name, factor in wanted.items():
@@ -202,8 +212,7 @@ class Adapted(Module):
 
     def delete_adapter(self, name: str) -> None:
         """Forgets an adapter."""
-        if name not in self.adapters:
-            raise AdapterError(f"there is no adapter {name!r}")
+        self._require_known(name)
         self.set_adapter({other: factor for other, factor in self._active.items() if other != name})
         del self.adapters[name]
 
@@ -212,7 +221,14 @@ class Adapted(Module):
         self.set_adapter([])
         self.adapters.clear()
 
+    def _require_known(self, name: str) -> None:
+        if not isinstance(name, str) or name not in self.adapters:
+            known = ", ".join(self.adapters) or "none is loaded"
+            raise AdapterError(f"there is no adapter {name!r} ({known})")
+
     def _require_free(self, name: str) -> None:
+        if not isinstance(name, str):
+            raise AdapterError(f"an adapter's name is a string, not {name!r}")
         if name in self.adapters:
             raise AdapterError(
                 f"the model has an adapter {name!r} already: give the new one another name, or merge_adapter() or "
@@ -333,10 +349,10 @@ class Adapted(Module):
                 what = f"{', '.join(self._active)} act" if self._active else "the model has no adapter"
                 raise AdapterError(f"save_adapter: {what}; name the one to save")
             (name,) = self._active
-        if name not in self.adapters:
-            raise AdapterError(f"there is no adapter {name!r}")
-        form = gguf_adapter if Path(path).suffix == ".gguf" else peft_adapter
-        form.save(self, self.adapters[name], Path(path))
+        self._require_known(name)
+        target = _path(path)
+        form = gguf_adapter if target.suffix == ".gguf" else peft_adapter
+        form.save(self, self.adapters[name], target)
 
     def load_adapter(self, path: str | PathLike[str], trainable: bool = False, name: str = "default") -> None:
         """Attaches an adapter: a directory in PEFT's format, or a GGUF adapter. It alone acts then.
@@ -348,15 +364,17 @@ class Adapted(Module):
         from entrenar.models import gguf_adapter, peft_adapter
 
         self._require_free(name)
-        active = dict(self._active)
-        self.set_adapter([])  # its shapes and copies are compared with the model's own weights
-        try:
-            form = gguf_adapter if Path(path).is_file() else peft_adapter
-            adapter = form.load(self, Path(path), trainable)
-        except BaseException:
-            self.set_adapter(active)
-            raise
+        source = _path(path)
+        form = gguf_adapter if source.is_file() else peft_adapter
+        with self.disable_adapter():  # its shapes and copies are compared with the model's own weights
+            adapter = form.load(self, source, trainable)
         self.attach(adapter, name)
+
+
+def _path(path: str | PathLike[str]) -> Path:
+    if not isinstance(path, str | PathLike):
+        raise UsageError(f"the path of an adapter is a string or a pathlib.Path, not {path!r}")
+    return Path(path)
 
 
 def _writable(module: Adaptable) -> Tensor:

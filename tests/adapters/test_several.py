@@ -7,7 +7,7 @@ import pytest
 import tiny_models as tiny
 
 from entrenar import LoraConfig, no_grad
-from entrenar.errors import AdapterError, ConfigError
+from entrenar.errors import AdapterError, ConfigError, FormatError, UsageError
 
 IDS = np.arange(14).reshape(2, 7) % 29
 ALL = LoraConfig(r=3, lora_alpha=5, target_modules="all-linear")
@@ -120,6 +120,43 @@ def test_which_of_several_to_save_must_be_said(tmp_path):
         fresh.load_adapter(tmp_path / "x", name="second")
     fresh.set_adapter("first")
     assert close(logits(fresh), with_dense("llama", changes["a"]))
+
+
+def test_an_adapter_that_is_not_added_leaves_the_acting_ones(tmp_path):
+    for names in ("a", {"a": 0.5, "b": -1.0}):
+        model, _ = two()
+        model.set_adapter(names)
+        acting, want = model.active_adapters, logits(model)
+        refused = [LoraConfig(target_modules=["zz"]), LoraConfig(modules_to_save=["zz"], target_modules=["q_proj"]),
+                   LoraConfig(target_modules=["embed_tokens"], use_dora=True)]  # fmt: skip
+        for config in refused:
+            with pytest.raises(AdapterError):
+                model.add_lora(config, name="c")
+        with pytest.raises(FormatError, match=r"adapter_config\.json"):
+            model.load_adapter(tmp_path, name="c")
+        assert model.active_adapters == acting
+        assert sorted(model.adapters) == ["a", "b"]
+        assert np.array_equal(logits(model), want)
+
+
+def test_arguments_of_other_types_are_typed_errors(tmp_path):
+    model, _ = two()
+    for names in (None, 5, [None], [["a"]]):
+        with pytest.raises(AdapterError, match="adapter"):
+            model.set_adapter(names)
+    for factor in ("x", "0.5", None, True, [1.0], 10**400, 1e300, -1001, float("inf"), float("nan")):
+        with pytest.raises(AdapterError, match="'a' can't count"):
+            model.set_adapter({"a": factor})
+    for call in (model.load_adapter, model.save_adapter):
+        with pytest.raises(UsageError, match="None"):
+            call(None)
+    with pytest.raises(AdapterError, match="None"):
+        model.delete_adapter(None)
+    with pytest.raises(AdapterError, match="5"):
+        model.add_lora(ALL, name=5)
+    with pytest.raises(AdapterError, match="None"):
+        model.load_adapter(tmp_path, name=None)
+    assert model.active_adapters == ["b"]
 
 
 @pytest.mark.parametrize("dtype", ["f32", "mixed"])
