@@ -14,7 +14,8 @@ with atheris.instrument_imports(include=["entrenar"]):
     from entrenar.models.peft_adapter import read_config
     from entrenar.nn.lora import MAX_RANK, LoraConfig
 
-NAMES = ["r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora", "rank_pattern", "alpha_pattern"]
+NAMES = ["r", "lora_alpha", "lora_dropout", "target_modules", "exclude_modules", "layers_to_transform", "use_rslora",
+         "rank_pattern", "alpha_pattern"]  # fmt: skip
 WORDS = ["all-linear", "q_proj", "layers.0.mlp.up_proj", ".*", "(", "|", ")*", "[^.]", "_proj$", "+", "?", "{2}"]
 PATHS = [f"model.layers.{i}.{end}" for i in (0, 11) for end in ("self_attn.q_proj", "mlp.up_proj")] + ["lm_head"]
 FILE = os.memfd_create("adapter_config.json")
@@ -46,7 +47,7 @@ def one_input(raw: bytes) -> None:
     for path in PATHS:
         assert 1 <= config.rank_of(path) <= MAX_RANK
         assert 0 <= config.scale_of(path) < float("inf")
-        if not isinstance(config.target_modules, str):  # a pattern is tried by its author alone
+        if config.bounded:  # other patterns are tried by their authors alone
             config.selects(path)
 
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from entrenar.errors import AdapterError, UsageError
 from entrenar.models.spec import ModelConfig
+from entrenar.models.targets import held_whole, selected
 from entrenar.nn.layers import Embedding, Linear
 from entrenar.nn.lora import EMBEDDING, HEAD, LoraConfig
 from entrenar.nn.low_rank import Factors, LowRank, LowRankTable, combined
@@ -134,7 +135,7 @@ class Adapted(Module):
 
     def _fresh(self, config: LoraConfig, seed: int) -> Adapter:
         factors: dict[str, Factors] = {}
-        for index, (path, module) in enumerate(self._selected(config)):
+        for index, (path, module) in enumerate(selected(dict(self.adaptable()), config).items()):
             out, in_ = module.weight.shape
             rank, scale = config.rank_of(path), config.scale_of(path)
             rng = np.random.Generator(np.random.PCG64([seed, index]))
@@ -146,7 +147,11 @@ class Adapted(Module):
             low = factors[path] = LowRank.init(out, in_, rank, scale, config.lora_dropout, rng)
             if config.use_dora:
                 low.magnitude = Tensor(low.row_norms(module.weight).copy(), requires_grad=True)
-        return Adapter(config, factors, self._copies(config))
+        copies = {
+            name: Tensor(np.array(weight.dense(), np.float32), requires_grad=True)
+            for name, weight in held_whole(self, config).items()
+        }
+        return Adapter(config, factors, copies)
 
     def attach(self, adapter: Adapter, name: str = "default") -> None:
         """Puts an adapter in place, freezes the model's own weights, and makes this the only one that acts."""
@@ -234,34 +239,6 @@ class Adapted(Module):
                 f"the model has an adapter {name!r} already: give the new one another name, or merge_adapter() or "
                 "unload_adapter() first"
             )
-
-    def _selected(self, config: LoraConfig) -> list[tuple[str, Adaptable]]:
-        chosen = [(path, m) for path, m in self.adaptable() if config.selects(path) and not config.saves(path)]
-        names = sorted({path.rpartition(".")[2] for path, _ in self.adaptable()})
-        if not chosen:
-            targets = config.target_modules
-            raise AdapterError(f"target_modules {targets!r} selects no linear layer; there are {', '.join(names)}")
-        if isinstance(config.target_modules, tuple):
-            for target in config.target_modules:
-                if not any(path == target or path.endswith(f".{target}") for path, _ in chosen):
-                    raise AdapterError(
-                        f"target_modules: no linear layer is named {target!r}; there are {', '.join(names)}"
-                    )
-        return chosen
-
-    def _copies(self, config: LoraConfig) -> dict[str, Tensor]:
-        """Trainable f32 copies of the weights of ``modules_to_save``."""
-        weights = {
-            path: [(f"{path}.{kind}", t) for kind, t in vars(module).items() if isinstance(t, Tensor | QTensor)]
-            for path, module in self.named_modules()
-        }
-        for wanted in config.modules_to_save or ():
-            if not any(found and (path == wanted or path.endswith(f".{wanted}")) for path, found in weights.items()):
-                raise AdapterError(f"modules_to_save: no module with weights is named {wanted!r}")
-        return {
-            name: Tensor(np.array(weight.dense(), np.float32), requires_grad=True)
-            for path, found in weights.items() if config.saves(path) for name, weight in found
-        }  # fmt: skip
 
     def _replace(self, whole: Mapping[str, Weight]) -> None:
         """Puts whole weights in the places of the model's own, which come back where they are not replaced now."""

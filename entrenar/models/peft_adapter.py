@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from entrenar.errors import AdapterError, ConfigError, FormatError
 from entrenar.formats import files, safetensors
 from entrenar.models.adapters import Adaptable, Adapted, Adapter
 from entrenar.models.dtype import DTYPES
+from entrenar.models.targets import held_whole
 from entrenar.nn.layers import Embedding
 from entrenar.nn.lora import LoraConfig
 from entrenar.nn.low_rank import Factors, LowRank, LowRankTable
@@ -33,6 +35,7 @@ _PLAIN: dict[str, tuple[Any, ...]] = {
     "peft_type": ("LORA",),
     "bias": ("none", None),
     "layer_replication": (None, []),
+    "layers_pattern": (None, "", [], "layers", ["layers"], "model.layers", ["model.layers"]),
     "lora_bias": (False, None),
     "trainable_token_indices": (None, [], {}),
     "target_parameters": (None, []),
@@ -81,11 +84,11 @@ def save(model: Adapted, adapter: Adapter, directory: Path) -> None:
 
 def _targets(model: Adapted, adapter: Adapter) -> str | list[str]:
     """PEFT's own form: a pattern stays, else the names of the layers reached, in full where a name reaches others."""
-    targets = adapter.config.target_modules
-    if isinstance(targets, str) and targets != "all-linear":
+    config, targets = adapter.config, adapter.config.target_modules
+    if isinstance(targets, str) and targets != "all-linear" and not config.exclude_modules:
         return targets
     names = set(targets) if isinstance(targets, tuple) else {path.rpartition(".")[2] for path in adapter.factors}
-    reached = LoraConfig(target_modules=sorted(names))
+    reached = LoraConfig(target_modules=sorted(names), modules_to_save=config.modules_to_save)
     if {path for path, _ in model.adaptable() if reached.selects(path)} != set(adapter.factors):
         names = set(adapter.factors)
     return sorted(names)
@@ -120,20 +123,36 @@ def load(model: Adapted, directory: Path, trainable: bool) -> Adapter:
         if path not in layers:
             raise AdapterError(f"{where}: {key}: the model has no linear layer {path!r}")
         found.setdefault(path, {})[kind] = stored[key]
-    for name in _saved_names(model, config):
-        if name not in saved:
-            raise FormatError(where, f"{_PREFIX}{name}", "is missing, though modules_to_save names it")
     if not found and not saved:
         raise AdapterError(f"{where}: holds no adapter weights")
+    _compare(where, config, layers, found)
+    for name in held_whole(model, config):
+        if name not in saved:
+            raise FormatError(where, f"{_PREFIX}{name}", "is missing, though modules_to_save names it")
     factors = {path: _factors(where, config, path, layers[path], halves, trainable) for path, halves in found.items()}
     return Adapter(config, factors, saved)
 
 
-def _saved_names(model: Adapted, config: LoraConfig) -> Iterator[str]:
-    """The weights of the modules that are held whole."""
-    for path, module in model.named_modules():
-        if config.saves(path):
-            yield from (f"{path}.{kind}" for kind, value in vars(module).items() if isinstance(value, Tensor))
+def _compare(where: Path, config: LoraConfig, layers: Iterable[str], found: Container[str]) -> None:
+    """Whether the file has the layers that the settings select: PEFT would read past others, and do without some."""
+    if not config.bounded:
+        warnings.warn(
+            f"{where.with_name(CONFIG)}: a pattern of target_modules or exclude_modules could take too long "
+            "to try; what it selects is not compared with what the file has",
+            stacklevel=2,
+        )
+        return
+    for path in layers:
+        if path in found and not config.selects(path):
+            raise AdapterError(
+                f"{where}: {_PREFIX}{path}: the settings select no such layer, so PEFT would ignore its factors; mend "
+                f"target_modules, exclude_modules, layers_to_transform or modules_to_save in {CONFIG}"
+            )
+        if path not in found and config.selects(path):
+            raise FormatError(
+                where, f"{_PREFIX}{path}", "is missing, though the settings select this layer; if it is to have no "
+                f"adapter, name those that have one as target_modules in {CONFIG}"
+            )  # fmt: skip
 
 
 def _whole(where: Path, key: str, array: NDArray[Any], own: Weight, trainable: bool) -> Tensor | None:

@@ -2,7 +2,7 @@
 
 `re` backtracks: ``(.?)*x`` on a module path of forty letters would outlast us all. The patterns of rank_pattern and
 alpha_pattern come with downloaded adapters and are tried while one is loaded, so what they may cost is bounded here.
-The one in target_modules is tried only by whoever gave it.
+Those of target_modules and exclude_modules may be any; beyond the bound, only whoever gave them tries them.
 """
 
 from __future__ import annotations
@@ -43,6 +43,11 @@ def endings(field: str, values: Mapping[str, float]) -> Endings:
         if total > MAX_WAYS:
             raise ConfigError(field, f"{key[:80]!r} could take too long; repeat no group, have at most two of * + {{}}")
     return [(compiled(field, rf"(.*\.)?({key})$"), value) for key, value in values.items()]
+
+
+def bounded(pattern: str) -> bool:
+    """Whether a pattern can be tried on paths by somebody who did not write it."""
+    return ways(pattern) <= MAX_WAYS
 
 
 def ways(pattern: str) -> float:

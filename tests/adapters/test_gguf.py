@@ -198,16 +198,37 @@ def test_fan_in_fan_out_speaks_of_the_base_alone(tmp_path):
     assert np.array_equal(logits(fresh), logits(model))
 
 
-def test_targets_that_reach_fewer_layers_are_saved_in_full(tmp_path):
-    """Such as those of an adapter trained with layers_to_transform: its file has fewer layers than its names reach."""
+@pytest.mark.parametrize(
+    "settings",
+    [{"layers_to_transform": [1]}, {"layers_to_transform": 1, "layers_pattern": "layers"},
+     {"exclude_modules": ["layers.0.self_attn.q_proj"]}, {"exclude_modules": r"model\.layers\.0\..*"}],
+)  # fmt: skip
+def test_targets_that_reach_fewer_layers_are_saved_in_full(tmp_path, settings):
+    """Files of such settings have fewer layers than the names of their targets reach."""
     model = randomized("llama", LoraConfig(r=2, target_modules=["q_proj"]))
     model.save_adapter(tmp_path)
-    edited(tmp_path, tensors=lambda t: [t.pop(n) for n in list(t) if "layers.0" in n])
+    edited(tmp_path, lambda c: c.update(settings), lambda t: [t.pop(n) for n in list(t) if "layers.0" in n])
     fresh = tiny.model()
     fresh.load_adapter(tmp_path)
+    assert list(fresh.adapters["default"].factors) == ["model.layers.1.self_attn.q_proj"]
     fresh.save_adapter(tmp_path / "again")
     raw = json.loads((tmp_path / "again/adapter_config.json").read_text())
     assert raw["target_modules"] == ["model.layers.1.self_attn.q_proj"]
+    again = tiny.model()
+    again.load_adapter(tmp_path / "again")
+    assert np.array_equal(logits(again), logits(fresh))
+
+
+def test_a_pattern_that_could_take_forever_is_not_tried_while_loading(tmp_path):
+    """On a path of forty letters it would outlast us all; that the layers fit the settings can't be said then."""
+    model = randomized("llama", LoraConfig(r=2, target_modules=["q_proj"]))
+    model.save_adapter(tmp_path)
+    for settings in ({"target_modules": "(.?)*x"}, {"exclude_modules": "(a|.)*x"}):
+        edited(tmp_path, lambda c, settings=settings: c.update(settings))
+        fresh = tiny.model()
+        with pytest.warns(UserWarning, match=next(iter(settings))):
+            fresh.load_adapter(tmp_path)
+        assert np.array_equal(logits(fresh), logits(model))
 
 
 def test_dora_s_magnitude_under_its_older_name(tmp_path):
@@ -220,12 +241,29 @@ def test_dora_s_magnitude_under_its_older_name(tmp_path):
     assert np.array_equal(logits(fresh), logits(model))
 
 
+Q = "base_model.model.model.layers.0.self_attn.q_proj"
+
+
 @pytest.mark.parametrize(
     ("config", "tensors", "error", "words"),
     [
         (lambda c: c.update(use_dora=True), None, FormatError, "lora_magnitude_vector.*missing"),
-        (None, lambda t: t.update({"base_model.model.lm_head.lora_magnitude_vector": np.zeros(37, np.float32)}),
+        (None, lambda t: t.update({f"{Q}.lora_magnitude_vector": np.zeros(24, np.float32)}),
          AdapterError, "call for no such tensor"),
+        (None, lambda t: [t.pop(n) for n in list(t) if n.startswith(Q)], FormatError, r"0\.self_attn\.q_proj.*missing"),
+        (lambda c: c.update(target_modules=["q_proj", "lm_head"]), None, AdapterError, "select no .*target_modules"),
+        (lambda c: c.update(target_modules=None), None, AdapterError, r"k_proj.*select no"),
+        (lambda c: c.update(target_modules=r".*q_proj"), None, AdapterError, r"k_proj.*select no"),
+        (lambda c: c.update(exclude_modules=["k_proj"]), None, AdapterError, r"k_proj.*select no .*exclude_modules"),
+        (lambda c: c.update(layers_to_transform=[1]), None, AdapterError, r"layers\.0.*select no .*layers_to"),
+        (lambda c: c.update(modules_to_save=["mlp"]), None, AdapterError, r"mlp.*select no .*modules_to_save"),
+        (lambda c: c.update(layers_to_transform=-1), None, FormatError, "layers_to_transform"),
+        (lambda c: c.update(layers_to_transform=[True]), None, FormatError, "layers_to_transform"),
+        (lambda c: c.update(layers_to_transform=[0], target_modules=".*"), None, FormatError, "layers_to_transform"),
+        (lambda c: c.update(exclude_modules="("), None, FormatError, "exclude_modules"),
+        (lambda c: c.update(exclude_modules=3), None, FormatError, "exclude_modules"),
+        (lambda c: c.update(layers_pattern="h"), None, AdapterError, "layers_pattern"),
+        (lambda c: c.update(modules_to_save=["score"]), None, AdapterError, "modules_to_save.*'score'"),
         (lambda c: c.update(modules_to_save=["lm_head"]), None, FormatError, r"lm_head\.weight.*missing"),
         (None, lambda t: t.update({"base_model.model.lm_head.weight": np.zeros((38, 24), np.float32)}),
          AdapterError, r"\(38, 24\), the model's is \(37, 24\)"),

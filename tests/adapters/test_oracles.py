@@ -126,6 +126,10 @@ def test_adapters_saved_by_peft_load_here(tmp_path):
         "whole": {"target_modules": ["q_proj"], "modules_to_save": ["lm_head", "embed_tokens"]},
         "embedding": {"target_modules": ["q_proj", "embed_tokens", "lm_head"], "use_rslora": True},
         "some": {"target_modules": ["q_proj", "up_proj"], "layers_to_transform": [1], "fan_in_fan_out": True},
+        "numbered": {"target_modules": ["v_proj", "lm_head"], "layers_to_transform": 0, "layers_pattern": "layers"},
+        "excluded": {"target_modules": LINEAR, "exclude_modules": ["layers.1.mlp.up_proj", "k_proj"]},
+        "patterns": {"target_modules": r".*\.[kv]_proj", "exclude_modules": r".*\.0\..*k_proj"},
+        "container": {"target_modules": LINEAR, "modules_to_save": ["mlp"]},
     }
     base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.float32)
     for name, config in configs.items():
@@ -141,6 +145,11 @@ def test_adapters_saved_by_peft_load_here(tmp_path):
         model.load_adapter(tmp_path / name, name=name)
         with no_grad():
             got = model(IDS).numpy()
+        assert np.abs(got - want).max() <= 2e-5 * (1 + np.abs(want).max()), name
+        model.save_adapter(tmp_path / f"{name}-again")
+        back = peft_model(tmp_path / "base", tmp_path / f"{name}-again", trainable=False)[1].eval()
+        with torch.no_grad():
+            got = back(input_ids=torch.from_numpy(IDS)).logits.numpy()
         assert np.abs(got - want).max() <= 2e-5 * (1 + np.abs(want).max()), name
 
 

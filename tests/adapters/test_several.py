@@ -244,6 +244,36 @@ def test_what_modules_to_save_takes():
         model.set_adapter(["a", "b"])
 
 
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"target_modules": ["embed_tokens"], "modules_to_save": ["embed_tokens"]},
+         r"model\.embed_tokens is named by target_modules and by modules_to_save"),
+        ({"target_modules": ["q_proj", "lm_head"], "modules_to_save": ["lm_head"]},
+         r"lm_head is named by target_modules and by modules_to_save"),
+        ({"target_modules": r"lm_.*", "modules_to_save": ["lm_head"]}, r"lm_head is named by target_modules and by"),
+        ({"target_modules": ["up_proj"], "modules_to_save": ["mlp"]}, r"mlp\.up_proj is named by target_modules and"),
+        ({"target_modules": ["q_proj"], "exclude_modules": ["self_attn.q_proj"]},
+         r"exclude_modules and layers_to_transform leave .*q_proj"),
+        ({"target_modules": ["q_proj"], "layers_to_transform": 7}, "layers_to_transform leave .*q_proj"),
+        ({"target_modules": ["embed_tokens"], "layers_to_transform": [0]}, "leave .*embed_tokens"),
+        ({"target_modules": ["zz"], "exclude_modules": ["q_proj"]}, "'zz'.*there are"),
+    ],
+)  # fmt: skip
+def test_targets_that_other_settings_take_away_say_which(config, words):
+    with pytest.raises(AdapterError, match=words):
+        tiny.model().add_lora(LoraConfig(**config))
+
+
+def test_a_module_to_save_may_hold_others():
+    model = tiny.model(lora=LoraConfig(target_modules="all-linear", modules_to_save=["layers.0.mlp", "norm"]))
+    names = {name for name, _ in model.named_parameters()}
+    mlp = {f"model.layers.0.mlp.{name}_proj.weight" for name in ("gate", "up", "down")}
+    assert {name for name in names if "lora" not in name} == {*mlp, "model.norm.weight"}
+    assert not any("layers.0.mlp" in name for name in names - mlp)
+    assert sum("lora_A" in name for name in names) == 11
+
+
 # ---- DoRA ---------------------------------------------------------------------------------------------------------
 
 
