@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from entrenar.errors import AdapterError, FormatError
 from entrenar.formats import gguf_read, gguf_write
+from entrenar.models.adapter_values import floats
 from entrenar.models.adapters import Adapted, Adapter
 from entrenar.models.arch import architecture
 from entrenar.models.arch.base import WeightName
@@ -88,7 +89,7 @@ def load(model: Adapted, path: Path, trainable: bool) -> Adapter:
         base, _, half = name.rpartition(".")
         if half not in ("lora_a", "lora_b"):
             raise AdapterError(f"{path}: {name}: not a LoRA factor of a weight; this kind is not served")
-        halves.setdefault(base, {})[half] = np.array(file.array(name), np.float32)
+        halves.setdefault(base, {})[half] = floats(path, name, file.array(name))
     if not halves:
         raise AdapterError(f"{path}: holds no adapter weights")
     layers, names = dict(model.adaptable()), {name.gguf: name for name in _weights(model)}

@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 
 from entrenar.errors import AdapterError, ConfigError, FormatError
 from entrenar.formats import files, safetensors
+from entrenar.models.adapter_values import floats
 from entrenar.models.adapters import Adaptable, Adapted, Adapter
 from entrenar.models.dtype import DTYPES
 from entrenar.models.targets import held_whole
 from entrenar.nn.layers import Embedding
 from entrenar.nn.lora import LoraConfig
 from entrenar.nn.low_rank import Factors, LowRank, LowRankTable
-from entrenar.ops.parts import Weight
 from entrenar.tensor import Tensor
 
 _PREFIX = "base_model.model."
@@ -102,7 +102,7 @@ def load(model: Adapted, directory: Path, trainable: bool) -> Adapter:
     layers = dict(model.adaptable())
     found: dict[str, dict[str, NDArray[Any]]] = {}  # path -> kind -> factor
     saved: dict[str, Tensor] = {}
-    own = dict(model.named_weights())
+    own = dict(model.named_weights()) | {f"{path}.weight": layer.weight for path, layer in layers.items()}
     for key in stored:
         match = _KEY.fullmatch(key)
         if match is None:
@@ -110,15 +110,14 @@ def load(model: Adapted, directory: Path, trainable: bool) -> Adapter:
         path, kind = match["path"], match["kind"].replace("vector.weight", "vector")
         if kind in ("weight", "bias", "base_layer.weight"):
             name = f"{path}.{kind.removeprefix('base_layer.')}"
-            if path == "lm_head" and name not in own:
-                own[name] = layers[path].weight  # tied
             if name not in own:
                 raise AdapterError(f"{where}: {key}: the model has no weight {name!r}")
-            whole = _whole(where, key, stored[key], own[name], trainable)
-            if kind == "base_layer.weight" and whole is not None:
+            whole = _whole(where, key, stored[key], own[name].shape, trainable)
+            differs = not np.array_equal(whole.dense(), own[name].dense())
+            if kind == "base_layer.weight" and differs:
                 raise AdapterError(f"{where}: {key}: differs from the model's own weight; it is of another base")
-            if whole is not None or config.saves(path):
-                saved[name] = whole or Tensor(own[name].dense())
+            if differs or config.saves(path):  # PEFT may add the model's own beside an adapter
+                saved[name] = whole
             continue
         if path not in layers:
             raise AdapterError(f"{where}: {key}: the model has no linear layer {path!r}")
@@ -155,14 +154,13 @@ def _compare(where: Path, config: LoraConfig, layers: Iterable[str], found: Cont
             )  # fmt: skip
 
 
-def _whole(where: Path, key: str, array: NDArray[Any], own: Weight, trainable: bool) -> Tensor | None:
-    """A weight that is saved whole; None where it is the model's own, which PEFT may add beside an adapter."""
-    if array.shape != own.shape:
-        raise AdapterError(f"{where}: {key}: shape {array.shape}, the model's is {own.shape}")
-    if np.array_equal(array.astype(np.float32), own.dense()):
-        return None
+def _whole(where: Path, key: str, array: NDArray[Any], shape: tuple[int, ...], trainable: bool) -> Tensor:
+    """A weight that is saved whole: f32 where it is trained, else as stored."""
+    if array.shape != shape:
+        raise AdapterError(f"{where}: {key}: shape {array.shape}, the model's is {shape}")
+    values = floats(where, key, array)
     keep = array.ndim > 1 and not trainable and array.dtype in DTYPES.values()
-    return Tensor(np.array(array, array.dtype if keep else np.float32), requires_grad=trainable)
+    return Tensor(np.array(array) if keep else values, requires_grad=trainable)
 
 
 def _factors(
@@ -189,7 +187,7 @@ def _factors(
                 f"{where}: {path}.{kind.removesuffix('.weight')}: shape {found[kind].shape}, where the model and rank "
                 f"{rank} need {shapes[kind]}"
             )
-    tensors = {kind: np.array(found[kind], np.float32) for kind in shapes}
+    tensors = {kind: floats(where, f"{_PREFIX}{path}.{kind}", found[kind]) for kind in shapes}
     if table:
         if config.use_dora:
             raise AdapterError(f"{where}: {path}: use_dora is served on linear layers only")

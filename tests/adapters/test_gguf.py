@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 
+import ml_dtypes
 import numpy as np
 import pytest
 import tiny_models as tiny
 
-from entrenar import LoraConfig, no_grad
+from entrenar import CausalLM, LoraConfig, ModelConfig, load, no_grad
 from entrenar.errors import AdapterError, FormatError
 from entrenar.formats import gguf_read, gguf_write, safetensors
+from entrenar.quant import QTensor
 
 IDS = np.arange(14).reshape(2, 7) % 29
 ALL = LoraConfig(r=3, lora_alpha=5, target_modules="all-linear")
@@ -136,6 +138,7 @@ def test_what_llama_cpp_cannot_hold_is_refused_with_advice(tmp_path):
         (lambda m, t: t.update({"blk.0.attn_q.weight.lora_b": np.zeros((24, 4), np.float32)}), AdapterError, "24, 4"),
         (lambda m, t: t.update({"blk.0.attn_q.weight.lora_a": np.zeros(3, np.float32)}), AdapterError, "3,"),
         (lambda m, t: t.clear(), AdapterError, "holds no adapter"),
+        (lambda m, t: t["blk.0.attn_q.weight.lora_b"].fill(np.nan), FormatError, r"attn_q\.weight\.lora_b.*NaN"),
     ],
 )
 def test_files_that_lie_are_typed_errors(tmp_path, change, error, words):
@@ -242,6 +245,7 @@ def test_dora_s_magnitude_under_its_older_name(tmp_path):
 
 
 Q = "base_model.model.model.layers.0.self_attn.q_proj"
+NORM = "base_model.model.model.norm.weight"
 
 
 @pytest.mark.parametrize(
@@ -263,6 +267,13 @@ Q = "base_model.model.model.layers.0.self_attn.q_proj"
         (lambda c: c.update(exclude_modules="("), None, FormatError, "exclude_modules"),
         (lambda c: c.update(exclude_modules=3), None, FormatError, "exclude_modules"),
         (lambda c: c.update(layers_pattern="h"), None, AdapterError, "layers_pattern"),
+        (None, lambda t: t[f"{Q}.lora_B.weight"].fill(np.inf), FormatError, r"q_proj\.lora_B.*infinit"),
+        (None, lambda t: t[f"{Q}.lora_A.weight"][1:].fill(np.nan), FormatError, r"q_proj\.lora_A.*NaN"),
+        (None, lambda t: t.update({f"{Q}.lora_A.weight": np.full((3, 24), 1e39)}), FormatError, r"q_proj\.lora_A.*inf"),
+        (None, lambda t: t.update({f"{Q}.lora_A.weight": np.ones((3, 24), np.int64)}), FormatError, "lora_A.*int64"),
+        (None, lambda t: t.update({f"{Q}.lora_B.weight": np.ones((24, 3), bool)}), FormatError, "lora_B.*bool"),
+        (None, lambda t: t.update({NORM: np.ones(24, np.int8)}), FormatError, r"norm\.weight.*int8"),
+        (None, lambda t: t.update({NORM: np.full(24, np.nan, np.float32)}), FormatError, r"norm\.weight.*NaN"),
         (lambda c: c.update(modules_to_save=["score"]), None, AdapterError, "modules_to_save.*'score'"),
         (lambda c: c.update(modules_to_save=["lm_head"]), None, FormatError, r"lm_head\.weight.*missing"),
         (None, lambda t: t.update({"base_model.model.lm_head.weight": np.zeros((38, 24), np.float32)}),
@@ -285,3 +296,43 @@ def test_peft_files_that_lie_or_ask_for_more_are_typed_errors(tmp_path, config, 
     with pytest.raises(error, match=words):
         model.load_adapter(tmp_path)
     assert model.adapters == {}
+
+
+@pytest.mark.parametrize("kind", [np.float64, np.float16, ml_dtypes.bfloat16])
+def test_factors_of_every_floating_type_load(tmp_path, kind):
+    model = randomized("llama", ALL)
+    for _, tensor in model.named_parameters():
+        tensor.data[...] = tensor.data.astype(ml_dtypes.bfloat16)
+    model.save_adapter(tmp_path)
+    edited(tmp_path, tensors=lambda t: t.update({name: array.astype(kind) for name, array in t.items()}))
+    fresh = tiny.model()
+    fresh.load_adapter(tmp_path)
+    assert np.abs(logits(fresh) - logits(model)).max() <= (1e-2 if kind == np.float16 else 0)
+
+
+def test_whole_modules_of_a_packed_base_must_be_in_the_file(tmp_path):
+    config = ModelConfig(vocab_size=64, hidden_size=64, intermediate_size=96, num_hidden_layers=1,
+                         num_attention_heads=4, max_position_embeddings=64)  # fmt: skip
+    CausalLM.from_config(config, seed=3, dtype="f32").save(tmp_path / "base.gguf", quant="q8_0")
+    packed = load(tmp_path / "base.gguf")
+    assert all(isinstance(m.weight, QTensor) for m in (packed.lm_head, packed.model.layers[0].mlp.up_proj))
+    packed.add_lora(LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["lm_head", "mlp"]))
+    packed.save_adapter(tmp_path / "a")
+    for name in ("lm_head", "model.layers.0.mlp.up_proj"):
+        packed.save_adapter(tmp_path / "a")
+        edited(tmp_path / "a", tensors=lambda t, name=name: t.pop(f"base_model.model.{name}.weight"))
+        with pytest.raises(FormatError, match=rf"{name}\.weight: is missing"):
+            load(tmp_path / "base.gguf").load_adapter(tmp_path / "a")
+
+
+@pytest.mark.parametrize("name", ["llama", "llama-tied-wide-heads"])
+def test_whole_modules_that_equal_the_base_go_on_training(tmp_path, name):
+    """Saved before the first step, say: they come back trainable as the others do."""
+    model = tiny.model(name)
+    model.add_lora(LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["lm_head", "norm"]))
+    model.save_adapter(tmp_path)
+    fresh = tiny.model(name)
+    fresh.load_adapter(tmp_path, trainable=True)
+    names = [n for n, _ in fresh.named_parameters()]
+    assert sorted(names) == sorted(n for n, _ in model.named_parameters())
+    assert {"lm_head.weight", "model.norm.weight"} < set(names)
