@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any, Self, TypeAlias
@@ -42,12 +42,6 @@ class Adapter:
     config: LoraConfig
     factors: Mapping[str, Factors]
     saved: Mapping[str, Tensor] = field(default_factory=dict)
-
-    def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """All it consists of, by name."""
-        for path, factors in self.factors.items():
-            yield from ((f"{path}.{kind}", tensor) for kind, tensor in factors.named())
-        yield from self.saved.items()
 
 
 class Adapted(Module):
@@ -168,7 +162,7 @@ class Adapted(Module):
 
         Args:
             names: a mapping says how much each counts, 1.0 being as trained: ``{"style": 0.5, "facts": 1.0}``;
-                from -1000 to 1000.
+                from -1000 to 1000. DoRA and whole modules count 1 or not at all.
 
         Raises:
             AdapterError: no adapter has such a name, a factor is none, or what they change can't be added up.
@@ -183,6 +177,12 @@ class Adapted(Module):
             if not number or not abs(factor) <= MAX_FACTOR:
                 raise AdapterError(
                     f"adapter {name!r} can't count {factor!r} times; give a number from -{MAX_FACTOR} to {MAX_FACTOR}"
+                )
+            adapter = self.adapters[name]
+            if factor != 1 and (adapter.config.use_dora or adapter.saved):
+                raise AdapterError(
+                    f"adapter {name!r} counts 1 or not at all, not {factor}: DoRA's magnitudes and whole modules are "
+                    "no changes that could be multiplied; give it 1.0 or leave it out"
                 )
             wanted[name] = float(factor)
         layers: dict[str, list[tuple[Factors, float]]] = {}
@@ -314,22 +314,28 @@ class Adapted(Module):
     # ---- files ----------------------------------------------------------------------------------------------------
 
     def save_adapter(self, path: str | PathLike[str], name: str | None = None) -> None:
-        """Writes an adapter, by default the one that acts: ``*.gguf`` for llama.cpp, else a directory for PEFT.
+        """Writes an adapter: ``*.gguf`` for llama.cpp, else a directory for PEFT.
+
+        Args:
+            name: of an adapter, which is saved as it was trained; without a name it is the one that acts, counting as
+                much as it does now.
 
         Raises:
             AdapterError: there is none, or more than one acts and no name is given; the form can't hold it.
         """
         from entrenar.models import gguf_adapter, peft_adapter
 
+        factor = 1.0
         if name is None:
             if len(self._active) != 1:
                 what = f"{', '.join(self._active)} act" if self._active else "the model has no adapter"
                 raise AdapterError(f"save_adapter: {what}; name the one to save")
-            (name,) = self._active
+            ((name, factor),) = self._active.items()
         self._require_known(name)
-        target = _path(path)
+        adapter, target = self.adapters[name], _path(path)
         form = gguf_adapter if target.suffix == ".gguf" else peft_adapter
-        form.save(self, self.adapters[name], target)
+        acting = {where: factors.times(factor) for where, factors in adapter.factors.items()}
+        form.save(self, replace(adapter, factors=acting), target)
 
     def load_adapter(self, path: str | PathLike[str], trainable: bool = False, name: str = "default") -> None:
         """Attaches an adapter: a directory in PEFT's format, or a GGUF adapter. It alone acts then.

@@ -51,7 +51,7 @@ def save(model: Adapted, adapter: Adapter, path: Path) -> None:
         )
     names = {name.hf.removesuffix(".weight"): name for name in _weights(model)}
     alphas = {path: float(np.float32(f.scale * f.rank)) for path, f in adapter.factors.items()}
-    ((alpha, _),) = Counter(alphas.values()).most_common(1)
+    ((alpha, _),) = Counter(abs(a) or 1.0 for a in alphas.values()).most_common(1)  # 0 would mean factors as they are
     tensors: list[tuple[str, NDArray[Any]]] = []
     for hf, factors in adapter.factors.items():
         b = factors.b.data if alphas[hf] == alpha else factors.b.data * np.float32(alphas[hf] / alpha)

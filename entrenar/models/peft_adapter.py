@@ -53,7 +53,7 @@ _PLAIN: dict[str, tuple[Any, ...]] = {
 
 
 def save(model: Adapted, adapter: Adapter, directory: Path) -> None:
-    """Writes the two files."""
+    """Writes the two files. Factors that count otherwise than the settings say get the difference folded into B."""
     config = adapter.config
     raw = {
         "peft_type": "LORA",
@@ -74,9 +74,13 @@ def save(model: Adapted, adapter: Adapter, directory: Path) -> None:
         "inference_mode": True,
     }
     tensors: dict[str, NDArray[Any]] = {}
-    for name, tensor in adapter.tensors():
-        swapped = name.endswith(".lora_embedding_A")
-        tensors[_PREFIX + name] = np.ascontiguousarray(tensor.data.T) if swapped else tensor.data
+    for path, factors in adapter.factors.items():
+        scale = config.scale_of(path)
+        more = np.float32(1 if factors.scale == scale else factors.scale / scale)
+        for kind, tensor in factors.named():
+            values = tensor.data.T if kind == "lora_embedding_A" else tensor.data
+            tensors[f"{_PREFIX}{path}.{kind}"] = np.ascontiguousarray(values * more if tensor is factors.b else values)
+    tensors |= {_PREFIX + name: tensor.data for name, tensor in adapter.saved.items()}
     directory.mkdir(parents=True, exist_ok=True)
     safetensors.write(directory / WEIGHTS, tensors)
     files.write_json(directory / CONFIG, raw)

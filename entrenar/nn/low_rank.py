@@ -132,14 +132,14 @@ Factors: TypeAlias = LowRank | LowRankTable
 
 
 def combined(path: str, terms: Sequence[tuple[Factors, float]]) -> Factors:
-    """The frozen sum of adapters of one layer, each counting its factor times: their ranks side by side.
+    """The frozen sum of adapters of one layer, each counting its factor times (DoRA once): ranks side by side.
 
     Raises:
         AdapterError: one of several is DoRA, whose magnitudes have no sum.
     """
-    (first, factor), *more = terms
+    (first, _), *more = terms
     if isinstance(first, LowRank) and first.magnitude is not None and not more:
-        return LowRank(first.a.detach(), first.b.detach(), first.scale * factor, 0.0, first.magnitude.detach())
+        return LowRank(first.a.detach(), first.b.detach(), first.scale, 0.0, first.magnitude.detach())
     if any(isinstance(term, LowRank) and term.magnitude is not None for term, _ in terms):
         raise AdapterError(f"{path}: DoRA adapters have no sum; set one at a time, or merge one into the weights")
     axis = 0 if isinstance(first, LowRank) else 1

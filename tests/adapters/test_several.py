@@ -102,7 +102,7 @@ def test_only_the_acting_adapter_is_trained():
     names = {name for name, _ in model.named_parameters()}
     assert all("o_proj" in name for name in names)
     model.loss(IDS).backward()
-    assert all(t.grad is None for _, t in model.adapters["a"].tensors())
+    assert all(t.grad is None for factors in model.adapters["a"].factors.values() for _, t in factors.named())
     model.set_adapter(["a", "b"])
     assert model.parameters() == []  # a sum is frozen
 
@@ -120,6 +120,55 @@ def test_which_of_several_to_save_must_be_said(tmp_path):
         fresh.load_adapter(tmp_path / "x", name="second")
     fresh.set_adapter("first")
     assert close(logits(fresh), with_dense("llama", changes["a"]))
+
+
+@pytest.mark.parametrize("factor", [0.5, 0.3, -2, 0])
+@pytest.mark.parametrize("form", ["peft", "a.gguf"])
+def test_what_is_saved_counts_as_what_acts(tmp_path, form, factor):
+    """In each form, with settings that count differently from layer to layer, of a layer and of the embedding."""
+    config = LoraConfig(r=3, lora_alpha=5, target_modules=["q_proj", "down_proj", "embed_tokens"], use_rslora=True,
+                        rank_pattern={"down_proj": 2}, alpha_pattern={"layers.0.self_attn.q_proj": 7})  # fmt: skip
+    model = tiny.model(lora=config)
+    randomize(model, 4)
+    whole = logits(model)
+    model.set_adapter({"default": factor})
+    want = logits(model)
+    model.save_adapter(tmp_path / form)
+    fresh = tiny.model()
+    fresh.load_adapter(tmp_path / form)
+    assert close(logits(fresh), want, 1e-6)
+    assert not close(want, whole, 1e-2)
+    model.save_adapter(tmp_path / f"as-trained-{form}", "default")  # by its name, as it was trained
+    again = tiny.model()
+    again.load_adapter(tmp_path / f"as-trained-{form}")
+    assert close(logits(again), whole, 1e-6)
+
+
+def test_an_adapter_trained_at_a_factor_is_saved_with_it(tmp_path):
+    model, _ = two()
+    model.set_adapter({"b": 0.25})
+    model.loss(IDS).backward()
+    for parameter in model.parameters():
+        parameter.data[...] -= 0.5 * parameter.grad.numpy()
+        parameter.version += 1
+    model.save_adapter(tmp_path)
+    fresh = tiny.model()
+    fresh.load_adapter(tmp_path)
+    assert close(logits(fresh), logits(model), 1e-6)
+
+
+def test_dora_and_whole_modules_count_once():
+    """A magnitude or a weight stands in for the model's own; half of it would be no half of what was learned."""
+    model, _ = two()
+    model.add_lora(LoraConfig(r=2, target_modules=["k_proj"], use_dora=True), name="dora")
+    model.add_lora(LoraConfig(r=2, target_modules=["k_proj"], modules_to_save=["norm"]), name="whole")
+    for name in ("dora", "whole"):
+        for factors in ({name: 0.5}, {"b": 0.5, name: 2}, {name: 0}):
+            with pytest.raises(AdapterError, match=rf"'{name}' counts 1 or not at all.*{factors[name]}"):
+                model.set_adapter(factors)
+        assert model.active_adapters == ["whole"]
+    model.set_adapter({"b": 0.5, "whole": 1.0})
+    assert model.active_adapters == ["b", "whole"]
 
 
 def test_an_adapter_that_is_not_added_leaves_the_acting_ones(tmp_path):
@@ -279,7 +328,7 @@ def test_a_module_to_save_may_hold_others():
 
 def dora(name="llama", dtype="f32", **more):
     model = tiny.model(name, dtype=dtype)
-    config = LoraConfig(r=3, lora_alpha=5, use_dora=True, **{"target_modules": "all-linear", **more})
+    config = LoraConfig(use_dora=True, **{"r": 3, "lora_alpha": 5, "target_modules": "all-linear", **more})
     return model.add_lora(config)
 
 
@@ -342,16 +391,15 @@ def test_dora_in_bf16_is_near_f32():
 
 
 def test_dora_norms_follow_the_factors_and_the_scale():
-    model = dora(target_modules=["o_proj"])
-    layer = model.model.layers[0].self_attn.o_proj
-    w = layer.weight.data.astype(np.float64)
-    for factor in (1.0, 0.5):
-        model.set_adapter({"default": factor})
+    for alpha in (5, 2.5):
+        model = dora(target_modules=["o_proj"], lora_alpha=alpha)
+        layer = model.model.layers[0].self_attn.o_proj
+        w = layer.weight.data.astype(np.float64)
         for step in range(2):
             f = layer.lora
             f.b.data[...] = np.random.default_rng(step).standard_normal(f.b.shape)
             f.b.version += 1
-            want = np.linalg.norm(w + factor * 5 / 3 * f.b.data.astype(np.float64) @ f.a.data, axis=1)
+            want = np.linalg.norm(w + alpha / 3 * f.b.data.astype(np.float64) @ f.a.data, axis=1)
             assert np.allclose(f.row_norms(layer.weight), want, rtol=1e-6)
 
 
