@@ -169,22 +169,10 @@ class Adapted(Module):
         """
         if not isinstance(names, Iterable):
             raise AdapterError(f"set_adapter takes an adapter's name, a list of names or a mapping, not {names!r}")
-        wanted: dict[str, float] = {}
+        wanted = {}
         for name in [names] if isinstance(names, str) else names:
             self._require_known(name)
-            factor = names[name] if isinstance(names, Mapping) else 1.0
-            number = isinstance(factor, int | float | np.integer | np.floating) and not isinstance(factor, bool)
-            if not number or not abs(factor) <= MAX_FACTOR:
-                raise AdapterError(
-                    f"adapter {name!r} can't count {factor!r} times; give a number from -{MAX_FACTOR} to {MAX_FACTOR}"
-                )
-            adapter = self.adapters[name]
-            if factor != 1 and (adapter.config.use_dora or adapter.saved):
-                raise AdapterError(
-                    f"adapter {name!r} counts 1 or not at all, not {factor}: DoRA's magnitudes and whole modules are "
-                    "no changes that could be multiplied; give it 1.0 or leave it out"
-                )
-            wanted[name] = float(factor)
+            wanted[name] = _factor(name, self.adapters[name], names[name] if isinstance(names, Mapping) else 1.0)
         layers: dict[str, list[tuple[Factors, float]]] = {}
         whole: dict[str, Tensor] = {}
         for name, factor in wanted.items():
@@ -352,6 +340,21 @@ class Adapted(Module):
         with self.disable_adapter():  # its shapes and copies are compared with the model's own weights
             adapter = form.load(self, source, trainable)
         self.attach(adapter, name)
+
+
+def _factor(name: str, adapter: Adapter, factor: float) -> float:
+    """How much an adapter is to count, if it can."""
+    number = isinstance(factor, int | float | np.integer | np.floating) and not isinstance(factor, bool)
+    if not number or not abs(factor) <= MAX_FACTOR:
+        raise AdapterError(
+            f"adapter {name!r} can't count {factor!r} times; give a number from -{MAX_FACTOR} to {MAX_FACTOR}"
+        )
+    if factor != 1 and (adapter.config.use_dora or adapter.saved):
+        raise AdapterError(
+            f"adapter {name!r} counts 1 or not at all, not {factor}: DoRA's magnitudes and whole modules are no "
+            "changes that could be multiplied; give it 1.0 or leave it out"
+        )
+    return float(factor)
 
 
 def _path(path: str | PathLike[str]) -> Path:

@@ -58,9 +58,9 @@ def named(model):
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_logits_gradients_and_a_short_run_equal_peft_s(tmp_path, variant):
+@pytest.mark.parametrize("name", ["llama", "llama-tied-wide-heads"])
+def test_logits_gradients_and_a_short_run_equal_peft_s(tmp_path, name, variant):
     need_oracle("peft")
-    name = "llama"
     tiny.model(name).save(tmp_path / "base")
     model = tiny.model(name)
     model.add_lora(VARIANTS[variant])
@@ -246,7 +246,8 @@ def test_llama_cpp_counts_our_gguf_adapter_as_we_do(tmp_path, shared_data, varia
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_the_same_adapter_in_peft_llama_cpp_and_here(tmp_path, shared_data):
+@pytest.mark.parametrize("factor", [1, 0.3, -0.5])
+def test_the_same_adapter_in_peft_llama_cpp_and_here(tmp_path, shared_data, factor):
     need_oracle("xllamacpp")
     need_oracle("peft")
     base = shared_data / "models/stories260K.gguf"
@@ -254,6 +255,7 @@ def test_the_same_adapter_in_peft_llama_cpp_and_here(tmp_path, shared_data):
     model.save(tmp_path / "base")
     model.add_lora(VARIANTS["lora"])
     randomize(model, size=0.02)
+    model.set_adapter({"default": factor})
     model.save_adapter(tmp_path / "adapter.gguf")
     back = en.load(base)
     back.load_adapter(tmp_path / "adapter.gguf")
