@@ -128,6 +128,7 @@ class Adapted(Module):
         return self
 
     def _fresh(self, config: LoraConfig, seed: int) -> Adapter:
+        """One that changes nothing yet."""
         factors: dict[str, Factors] = {}
         for index, (path, module) in enumerate(selected(dict(self.adaptable()), config).items()):
             out, in_ = module.weight.shape

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Container, Iterable, Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -126,9 +126,17 @@ def load(model: Adapted, directory: Path, trainable: bool) -> Adapter:
         if path not in layers:
             raise AdapterError(f"{where}: {key}: the model has no linear layer {path!r}")
         found.setdefault(path, {})[kind] = stored[key]
-    if not found and not saved:
-        raise AdapterError(f"{where}: holds no adapter weights")
-    _compare(where, config, layers, found)
+    if not found:
+        raise AdapterError(f"{where}: holds no factors of a layer")
+    if config.bounded:
+        _compare(where, config, layers, found)
+    else:
+        warnings.warn(
+            f"{directory / CONFIG}: a pattern of target_modules or exclude_modules could take too long to try; taken "
+            "to mean the layers in the file",
+            stacklevel=3,
+        )
+        config = replace(config, target_modules=sorted(found), exclude_modules=None)
     for name in held_whole(model, config):
         if name not in saved:
             raise FormatError(where, f"{_PREFIX}{name}", "is missing, though modules_to_save names it")
@@ -138,13 +146,6 @@ def load(model: Adapted, directory: Path, trainable: bool) -> Adapter:
 
 def _compare(where: Path, config: LoraConfig, layers: Iterable[str], found: Container[str]) -> None:
     """Whether the file has the layers that the settings select: PEFT would read past others, and do without some."""
-    if not config.bounded:
-        warnings.warn(
-            f"{where.with_name(CONFIG)}: a pattern of target_modules or exclude_modules could take too long "
-            "to try; what it selects is not compared with what the file has",
-            stacklevel=2,
-        )
-        return
     for path in layers:
         if path in found and not config.selects(path):
             raise AdapterError(

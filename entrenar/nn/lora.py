@@ -30,13 +30,13 @@ class LoraConfig:
             expression that must match the whole path, or None for q_proj and v_proj (qkv_proj where fused). The
             embedding, embed_tokens, can have an adapter as well.
         use_rslora: rank-stabilized LoRA (arXiv 2312.03732). use_dora: DoRA, see `entrenar.nn.dora`.
-        exclude_modules: a list or an expression of the same kind, of what gets no adapter all the same.
-        layers_to_transform: the number of a layer, or a list of them, beside a list of target_modules: only layers
-            of these numbers get adapters, and what is named in full.
         modules_to_save: names or path endings of modules that are trained and saved whole, with all they consist of,
             such as embed_tokens, lm_head or a norm. None of these gets an adapter.
         rank_pattern, alpha_pattern: path ending or regular expression -> value that replaces r or lora_alpha there;
             the expressions are simple ones, see `entrenar.nn.pattern`.
+        exclude_modules: names, path endings or an expression, as in target_modules, of what gets no adapter.
+        layers_to_transform: the number of a layer, or a list of them, beside a list of target_modules: only layers
+            of these numbers get adapters, and what is named in full.
 
     Raises:
         ConfigError: a value is impossible.
@@ -48,11 +48,11 @@ class LoraConfig:
     target_modules: str | tuple[str, ...] | list[str] | None = None
     use_rslora: bool = False
     use_dora: bool = False
-    exclude_modules: str | tuple[str, ...] | list[str] | None = None
-    layers_to_transform: int | tuple[int, ...] | list[int] | None = None
     modules_to_save: tuple[str, ...] | list[str] | None = None
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+    exclude_modules: str | tuple[str, ...] | list[str] | None = None
+    layers_to_transform: int | tuple[int, ...] | list[int] | None = None
     _layers: tuple[int, ...] = field(init=False, repr=False, compare=False)
     _ranks: Endings = field(init=False, repr=False, compare=False)  # the two patterns, compiled
     _alphas: Endings = field(init=False, repr=False, compare=False)
@@ -95,7 +95,7 @@ class LoraConfig:
             return False
         if self.target_modules == "all-linear":
             return path not in (HEAD, EMBEDDING)
-        targets = self.target_modules or ("q_proj", "v_proj", "qkv_proj")
+        targets = ("q_proj", "v_proj", "qkv_proj") if self.target_modules is None else self.target_modules
         if self._layers and path not in targets:  # what is named in full has no need of a number, such as lm_head
             layer = _LAYER.match(path)
             if layer is None or int(layer[1]) not in self._layers:

@@ -223,15 +223,16 @@ def test_targets_that_reach_fewer_layers_are_saved_in_full(tmp_path, settings):
 
 
 def test_a_pattern_that_could_take_forever_is_not_tried_while_loading(tmp_path):
-    """On a path of forty letters it would outlast us all; that the layers fit the settings can't be said then."""
+    """On a path of forty letters it would outlast us all; nor is it later, in a plan or when saving."""
     model = randomized("llama", LoraConfig(r=2, target_modules=["q_proj"]))
     model.save_adapter(tmp_path)
     for settings in ({"target_modules": "(.?)*x"}, {"exclude_modules": "(a|.)*x"}):
         edited(tmp_path, lambda c, settings=settings: c.update(settings))
         fresh = tiny.model()
         with pytest.warns(UserWarning, match=next(iter(settings))):
-            fresh.load_adapter(tmp_path)
+            fresh.load_adapter(tmp_path, trainable=True)
         assert np.array_equal(logits(fresh), logits(model))
+        assert fresh.adapter.target_modules == tuple(f"model.layers.{i}.self_attn.q_proj" for i in (0, 1))
 
 
 def test_dora_s_magnitude_under_its_older_name(tmp_path):
@@ -254,6 +255,8 @@ NORM = "base_model.model.model.norm.weight"
         (lambda c: c.update(use_dora=True), None, FormatError, "lora_magnitude_vector.*missing"),
         (None, lambda t: t.update({f"{Q}.lora_magnitude_vector": np.zeros(24, np.float32)}),
          AdapterError, "call for no such tensor"),
+        (None, lambda t: t.clear(), AdapterError, "holds no factors"),
+        (lambda c: c.update(target_modules=""), None, AdapterError, "q_proj.*select no"),
         (None, lambda t: [t.pop(n) for n in list(t) if n.startswith(Q)], FormatError, r"0\.self_attn\.q_proj.*missing"),
         (lambda c: c.update(target_modules=["q_proj", "lm_head"]), None, AdapterError, "select no .*target_modules"),
         (lambda c: c.update(target_modules=None), None, AdapterError, r"k_proj.*select no"),
