@@ -17,6 +17,7 @@ from entrenar.models import memory
 from entrenar.models.adapters import Adapted
 from entrenar.models.build import build
 from entrenar.models.dtype import DTYPES, Compute, DTypeName, StorageName, fresh, natural, storage_named
+from entrenar.models.mixture import quant_named
 from entrenar.models.spec import ModelConfig, spec_of
 from entrenar.models.storage import Empty, kept_as, qtype_of
 from entrenar.nn.cache import KVCache
@@ -182,6 +183,7 @@ class CausalLM(Adapted):
         if self.adapter is not None and not merge:
             raise AdapterError("an adapter is attached: merge_adapter() first, or save_adapter() to keep it apart")
         factors = self.active_factors() if merge else None
+        quant = None if quant is None else quant_named(quant)
         save(self, path, Content(storage_named(dtype), quant, factors, written))
 
     def next_logits(self, ids: NDArray[np.int64], cache: KVCache) -> NDArray[np.float32]:

@@ -33,14 +33,25 @@ _SENSITIVE = re.compile(r"model\.layers\.(\d+)\.(self_attn\.v_proj|mlp\.down_pro
 OUTER = (f"{EMBEDDING}.weight", f"{HEAD}.weight")
 
 
+def quant_named(name: str) -> str:
+    """A type or a mixture by its name in any case: llama.cpp writes Q4_K_M.
+
+    Raises:
+        ConfigError: there is none of this name.
+    """
+    lower = str(name).lower()
+    if lower not in QUANTS:
+        raise ConfigError("quant", f"{name!r} is not one of {', '.join(QUANTS)}")
+    return lower
+
+
 def layer_type(quant: str, name: str, layers: int) -> str:
     """What `quant`, a type or a mixture, means for a layer's matrix of a model of so many layers.
 
     Raises:
         ConfigError: it is neither.
     """
-    if quant not in QUANTS:
-        raise ConfigError("quant", f"{quant!r} is not one of {', '.join(QUANTS)}")
+    quant = quant_named(quant)
     mixture = MIXTURES.get(quant)
     if mixture is None:
         return quant

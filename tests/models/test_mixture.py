@@ -62,3 +62,19 @@ def test_a_mixture_is_written_and_kept(tmp_path):
     tiny_rows.save(tmp_path / "t.gguf", quant="q4_k_m")
     loaded = entrenar.load(tmp_path / "t.gguf")
     assert {weight.dtype for _, weight in loaded.named_weights() if weight.ndim == 2} == {np.dtype(np.float16)}
+
+
+def test_names_are_taken_in_any_case(tmp_path):
+    """As llama.cpp writes them."""
+    made = entrenar.CausalLM.from_config(tiny.CONFIGS["llama"], quant="NF4")
+    assert {w.qtype.name for _, w in made.named_weights() if isinstance(w, QTensor)} == {"nf4"}
+    wide = ModelConfig(vocab_size=64, hidden_size=256, intermediate_size=256, num_hidden_layers=1,
+                       num_attention_heads=4, max_position_embeddings=64)  # fmt: skip
+    model = entrenar.CausalLM.from_config(wide, dtype="f32")
+    for name in ("Q4_K_M", "q4_k_m"):
+        (tmp_path / name).mkdir()
+        model.save(tmp_path / name / "m.gguf", quant=name)
+    assert (tmp_path / "Q4_K_M/m.gguf").read_bytes() == (tmp_path / "q4_k_m/m.gguf").read_bytes()
+    model.save(tmp_path / "hf")
+    loaded = entrenar.load(tmp_path / "hf", quant="Q8_0")
+    assert {w.qtype.name for _, w in loaded.named_weights() if isinstance(w, QTensor)} == {"q8_0"}
