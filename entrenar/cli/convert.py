@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
-from entrenar.cli.merge import free_place
 from entrenar.cli.output import note, print_json
+from entrenar.cli.place import free_place
 from entrenar.cli.settings import option, required
-from entrenar.models.causal_lm import CausalLM
+from entrenar.errors import UsageError
 from entrenar.models.load import load
+from entrenar.models.save import requested
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,10 +31,11 @@ class Command:
     json: bool = option(False, "print one JSON object")
 
     def run(self) -> int:
-        out = free_place(self.out, self.force)
-        model = load(self.model)
         if self.adapter is not None:
-            return self._convert_adapter(model, self.adapter, out)
+            return self._convert_adapter(self.adapter)
+        out = free_place(self.out, self.force)
+        requested(out, self.quant, self.dtype)
+        model = load(self.model)
         model.save(out, quant=self.quant, dtype=self.dtype)
         parameters = model.config.num_parameters()
         if self.json:
@@ -43,7 +44,12 @@ class Command:
             note(f"{parameters:,} parameters saved in {out}")
         return 0
 
-    def _convert_adapter(self, model: CausalLM, adapter: str, out: Path) -> int:
+    def _convert_adapter(self, adapter: str) -> int:
+        for flag, given in (("--quant", self.quant is not None), ("--dtype", self.dtype != "auto")):
+            if given:
+                raise UsageError(f"{flag} is of a model's matrices; an adapter's factors stay f32: leave it out")
+        out = free_place(self.out, self.force, self.model, adapter)
+        model = load(self.model)
         model.load_adapter(adapter)
         model.save_adapter(out)
         if self.json:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from entrenar.cli.output import note, print_json
+from entrenar.cli.place import free_place
 from entrenar.cli.settings import option, required
 from entrenar.errors import UsageError
 from entrenar.models.load import load
 from entrenar.models.merge import MergeReport
+from entrenar.models.save import requested
 from entrenar.quant import QTensor
 
 
@@ -35,7 +36,8 @@ class Command:
     json: bool = option(False, "print one JSON object")
 
     def run(self) -> int:
-        out = free_place(self.out, self.force)
+        out = free_place(self.out, self.force, self.adapter, self.base)
+        requested(out, self.quant, self.dtype)
         trained = load(self.model)
         base = None if self.base is None else load(self.base)
         packed = any(isinstance(weight, QTensor) for _, weight in trained.named_weights())
@@ -57,14 +59,3 @@ class Command:
                 note(report.advice())
             note(f"merged into {out}; try: entrenar generate --model {out} --prompt '…'")
         return 0
-
-
-def free_place(out: str, force: bool) -> Path:
-    """The path to write to, refused where something would be lost without the user's word."""
-    path = Path(out)
-    occupied = path.is_file() or (path.is_dir() and any(path.iterdir()))
-    if occupied and not force:
-        raise UsageError(f"{path} exists; --force replaces it")
-    if not path.absolute().parent.is_dir():
-        raise UsageError(f"{path}: the directory {path.absolute().parent} does not exist")
-    return path

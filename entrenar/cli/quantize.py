@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from entrenar.cli.merge import free_place
 from entrenar.cli.output import note, print_json, size
+from entrenar.cli.place import free_place
 from entrenar.cli.settings import option, required
-from entrenar.errors import UsageError
 from entrenar.models.load import load
+from entrenar.models.save import requested
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,9 +25,8 @@ class Command:
     json: bool = option(False, "print one JSON object")
 
     def run(self) -> int:
-        if not self.out.endswith(".gguf"):
-            raise UsageError(f"{self.out}: quantized models are GGUF files; give a name ending in .gguf")
         out = free_place(self.out, self.force)
+        requested(out, self.quant, "auto")
         load(self.model).save(out, quant=self.quant)
         nbytes = out.stat().st_size
         if self.json:

@@ -313,6 +313,7 @@ class Adapted(Module):
             AdapterError: there is none, or more than one acts and no name is given; the form can't hold it.
         """
         from entrenar.models import gguf_adapter, peft_adapter
+        from entrenar.models.save import is_gguf
 
         factor = 1.0
         if name is None:
@@ -322,7 +323,7 @@ class Adapted(Module):
             ((name, factor),) = self._active.items()
         self._require_known(name)
         adapter, target = self.adapters[name], _path(path)
-        form = gguf_adapter if target.suffix == ".gguf" else peft_adapter
+        form = gguf_adapter if is_gguf(target) else peft_adapter
         acting = {where: factors.times(factor) for where, factors in adapter.factors.items()}
         form.save(self, replace(adapter, factors=acting), target)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +17,7 @@ from entrenar.generate import Generation, GenerationStream, SamplingConfig, gene
 from entrenar.models import memory
 from entrenar.models.adapters import Adapted
 from entrenar.models.build import build
-from entrenar.models.dtype import DTYPES, Compute, DTypeName, StorageName, fresh, natural, storage_named
-from entrenar.models.mixture import quant_named
+from entrenar.models.dtype import DTYPES, Compute, DTypeName, StorageName, fresh, natural
 from entrenar.models.spec import ModelConfig, spec_of
 from entrenar.models.storage import Empty, kept_as, qtype_of
 from entrenar.nn.cache import KVCache
@@ -165,7 +165,7 @@ class CausalLM(Adapted):
         merge: bool = False,
         written: Written | None = None,
     ) -> None:
-        """Writes the model: ``*.gguf`` as GGUF, anything else as a Hugging Face directory. Atomic.
+        """Writes the model: ``*.gguf``, in any case, as GGUF, anything else as a Hugging Face directory. Atomic.
 
         Args:
             quant: type that a GGUF file's matrices are quantized to, such as ``"q4_k"``; embedding and head get
@@ -176,15 +176,15 @@ class CausalLM(Adapted):
             written: for a report on merging, see `entrenar.models.save.Content`.
 
         Raises:
-            AdapterError: an adapter acts, and `merge` is not set; ConfigError: `dtype` or `quant` is not served.
+            AdapterError: an adapter acts, and `merge` is not set; ConfigError: `dtype` or `quant` is not served, or
+                both are given. UsageError: a name such as m.safetensors, which is neither.
         """
-        from entrenar.models.save import Content, save
+        from entrenar.models.save import requested, save
 
         if self.adapter is not None and not merge:
             raise AdapterError("an adapter is attached: merge_adapter() first, or save_adapter() to keep it apart")
         factors = self.active_factors() if merge else None
-        quant = None if quant is None else quant_named(quant)
-        save(self, path, Content(storage_named(dtype), quant, factors, written))
+        save(self, path, replace(requested(path, quant, dtype), factors=factors, written=written))
 
     def next_logits(self, ids: NDArray[np.int64], cache: KVCache) -> NDArray[np.float32]:
         """Logits (vocab,) after the last of ids (1, T), which follow what the cache holds and are added to it."""

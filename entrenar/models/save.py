@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from entrenar.errors import ConfigError
+from entrenar.errors import ConfigError, UsageError
 from entrenar.formats import files, gguf_write, safetensors
 from entrenar.formats.files import LazyArray
 from entrenar.models.arch import architecture
 from entrenar.models.arch.base import SAME, Transform
 from entrenar.models.arch.rope import llama3_divisors
-from entrenar.models.dtype import DTYPES
+from entrenar.models.dtype import DTYPES, storage_named
 from entrenar.models.gguf_config import gguf_metadata
 from entrenar.models.hf_config import config_to_hf
-from entrenar.models.mixture import MIXTURES, OUTER, layer_type, outer_type
+from entrenar.models.mixture import MIXTURES, OUTER, layer_type, outer_type, quant_named
 from entrenar.models.spec import ModelConfig
 from entrenar.nn.low_rank import Factors
 from entrenar.ops.parts import Weight
@@ -40,7 +40,20 @@ _FILE_TYPES = {
 }  # fmt: skip
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 GGUF_QUANTS = (*(name for name in ENCODED if name in _FILE_TYPES and name not in DTYPES), *MIXTURES)
+WEIGHTS_ALONE = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")  # files that are a part of a directory
 Written: TypeAlias = Callable[[str, NDArray[np.float32], NDArray[np.float32]], None]
+
+
+def is_gguf(path: str | PathLike[str]) -> bool:
+    """Whether this is the name of a GGUF file, in any case; any other is that of a directory.
+
+    Raises:
+        UsageError: it is the name of another kind of file, and would become a directory's.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix in WEIGHTS_ALONE:
+        raise UsageError(f"{path}: {suffix} files are not written alone; give a directory, or a name ending in .gguf")
+    return suffix == ".gguf"
 
 
 @dataclass(frozen=True)
@@ -111,18 +124,28 @@ class Content:
             self.written(name.removesuffix(".weight"), merged, stored)
 
 
-def save(model: CausalLM, path: str | PathLike[str], content: Content) -> None:
-    """Writes the weights, the config and the tokenizer.
+def requested(path: str | PathLike[str], quant: str | None, dtype: str) -> Content:
+    """What is to be at this path, where the types are given by their names; see `CausalLM.save`.
 
     Raises:
-        ConfigError: a quantized type that the form can't hold.
+        ConfigError: there is no such type, or this form can't hold it. UsageError: see `is_gguf`.
     """
-    path = Path(path)
-    if content.quant is not None and path.suffix != ".gguf":
-        raise ConfigError("quant", f"{content.quant!r}: quantized models are GGUF files; give a name ending in .gguf")
-    if content.quant is not None and content.quant not in GGUF_QUANTS:
-        raise ConfigError("quant", f"{content.quant!r} is no type of GGUF files; {', '.join(GGUF_QUANTS)} are")
-    (_save_gguf if path.suffix == ".gguf" else _save_directory)(model, path, content)
+    gguf, storage = is_gguf(path), storage_named(dtype)
+    if quant is None:
+        return Content(storage)
+    name = quant_named(quant)
+    if not gguf:
+        raise ConfigError("quant", f"{quant!r}: quantized models are GGUF files; give a name ending in .gguf")
+    if name not in GGUF_QUANTS:
+        raise ConfigError("quant", f"{quant!r} is no type of GGUF files; {', '.join(GGUF_QUANTS)} are")
+    if storage is not None:
+        raise ConfigError("dtype", f"{dtype!r} beside quant {quant!r}, which decides the type of every weight")
+    return Content(quant=name)
+
+
+def save(model: CausalLM, path: str | PathLike[str], content: Content) -> None:
+    """Writes the weights, the config and the tokenizer."""
+    (_save_gguf if is_gguf(path) else _save_directory)(model, Path(path), content)
 
 
 def _save_directory(model: CausalLM, path: Path, content: Content) -> None:
