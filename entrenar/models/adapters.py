@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
-from typing import Any, Self, TypeAlias
+from typing import Any, Self, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -248,46 +248,56 @@ class Adapted(Module):
     def merge_adapter(self) -> dict[str, Factors]:
         """Adds what acts into the weights and takes all adapters off.
 
-        A 16-bit weight is added to in f32 and rounded once; a packed one becomes f16 before.
+        A 16-bit weight is added to in f32 and rounded once; a packed one becomes f16 before. Where head and embedding
+        are tied and one of them changes, each becomes a weight of its own.
 
         Returns:
             The factors by path, for `unmerge_adapter`.
 
         Raises:
-            AdapterError: no adapter acts, or it changes one side of a head that is tied to the embedding.
+            AdapterError: no adapter acts.
         """
         factors = self.active_factors()
         whole = {n: weight for name in self._active for n, weight in self.adapters[name].saved.items()}
+        parts = self.parts_head()
+        self.unload_adapter()
+        modules = dict(self.named_modules())
+        if parts:
+            self.config = self.config.replace(tie_word_embeddings=False)
+            head = cast(Linear, modules[HEAD])
+            if isinstance(head.weight, Tensor):
+                head.weight = Tensor(head.weight.data.copy())
         for path, module in self.adaptable():
             if path in factors:
                 _write(_writable(module), factors[path].merged(module.weight.dense()))
-        self.unload_adapter()
-        weights = dict(self.named_weights())
         for name, saved in whole.items():
-            own = weights[name]
+            path, _, kind = name.rpartition(".")
+            own: Weight = getattr(modules[path], kind)
             if isinstance(own, Tensor):
                 _write(own, saved.data)
             else:
-                self._replace({name: Tensor(saved.dense(np.float16))})
-                self._own = {}
+                setattr(modules[path], kind, Tensor(saved.dense(np.float16)))
         return factors
 
     def active_factors(self) -> dict[str, Factors]:
         """What acts now, by path of its layer, for merging.
 
         Raises:
-            AdapterError: see `merge_adapter`.
+            AdapterError: no adapter acts.
         """
         if not self._active:
             raise AdapterError("the model has no adapter")
-        factors: dict[str, Factors] = {path: m.lora for path, m in self.adaptable() if m.lora is not None}
-        sides = {path for path in (HEAD, EMBEDDING) if path in factors or f"{path}.weight" in self._own}
-        if self.config.tie_word_embeddings and sides:
-            raise AdapterError(f"the adapter changes {min(sides)}; head and embedding are tied, so it can't be merged")
-        return factors
+        return {path: m.lora for path, m in self.adaptable() if m.lora is not None}
+
+    def parts_head(self) -> bool:
+        """Whether merging what acts makes a head that is tied to the embedding another weight than that."""
+        outer = [(path, module) for path, module in self.adaptable() if path in (EMBEDDING, HEAD)]
+        changed = any(module.lora is not None or f"{path}.weight" in self._own for path, module in outer)
+        return self.config.tie_word_embeddings and changed
 
     def unmerge_adapter(self, config: LoraConfig, factors: Mapping[str, Factors]) -> None:
-        """Subtracts what `merge_adapter` added, to within one rounding of the weights' type, and attaches it again.
+        """Subtracts what `merge_adapter` added, to within one rounding of the weights' type, and attaches it again. A
+        head that was tied to the embedding stays a weight of its own.
 
         Raises:
             AdapterError: DoRA, which leaves no way back.

@@ -24,6 +24,7 @@ from entrenar.models.gguf_config import gguf_metadata
 from entrenar.models.hf_config import config_to_hf
 from entrenar.models.mixture import MIXTURES, OUTER, layer_type, outer_type, quant_named
 from entrenar.models.spec import ModelConfig
+from entrenar.nn.lora import HEAD
 from entrenar.nn.low_rank import Factors
 from entrenar.ops.parts import Weight
 from entrenar.quant import QTYPES, QTensor, QType, fitting, quantize
@@ -148,26 +149,36 @@ def save(model: CausalLM, path: str | PathLike[str], content: Content) -> None:
     (_save_gguf if is_gguf(path) else _save_directory)(model, Path(path), content)
 
 
+def _config_and_weights(model: CausalLM) -> tuple[ModelConfig, dict[str, Weight]]:
+    """What the file is of: the head as a weight of its own where merging parts it from the embedding."""
+    weights = dict(model.named_weights())
+    if not model.parts_head():
+        return model.config, weights
+    return model.config.replace(tie_word_embeddings=False), weights | {f"{HEAD}.weight": model.lm_head.weight}
+
+
 def _save_directory(model: CausalLM, path: Path, content: Content) -> None:
     path.mkdir(parents=True, exist_ok=True)
+    config, weights = _config_and_weights(model)
     arrays = {}
-    for name, weight in model.named_weights():
-        kind = content.stored_as(name, weight, model.config, gguf=False)
+    for name, weight in weights.items():
+        kind = content.stored_as(name, weight, config, gguf=False)
         assert isinstance(kind, np.dtype)
         arrays[name] = LazyArray(weight.shape, kind, partial(content.values, name, weight, kind))
     safetensors.write_directory(path, arrays)
     if model.tokenizer is not None:
         model.tokenizer.save(path)
     main = arrays["model.layers.0.mlp.down_proj.weight"].dtype
-    files.write_json(path / "config.json", config_to_hf(model.config, str(main)))
+    files.write_json(path / "config.json", config_to_hf(config, str(main)))
 
 
 def _save_gguf(model: CausalLM, path: Path, content: Content) -> None:
-    names = {w.hf: w for w in architecture(model.config.model_type).weight_names(model.config)}
+    config, weights = _config_and_weights(model)
+    names = {w.hf: w for w in architecture(config.model_type).weight_names(config)}
     tensors: list[tuple[str, gguf_write.Item]] = []
     kinds: Counter[str] = Counter()
-    for name, weight in model.named_weights():
-        kind, transform = content.stored_as(name, weight, model.config, gguf=True), names[name].transform
+    for name, weight in weights.items():
+        kind, transform = content.stored_as(name, weight, config, gguf=True), names[name].transform
         item: gguf_write.Item
         if isinstance(kind, QType):
             item = gguf_write.LazyBlocks(weight.shape, kind, partial(content.blocks, name, weight, kind, transform))
@@ -176,10 +187,10 @@ def _save_gguf(model: CausalLM, path: Path, content: Content) -> None:
         tensors.append((names[name].gguf, item))
         if weight.ndim > 1:
             kinds[kind.name if isinstance(kind, QType) else _NAMES[kind]] += 1
-    divisors = llama3_divisors(model.config)
+    divisors = llama3_divisors(config)
     if divisors is not None:
         tensors.append(("rope_freqs.weight", divisors))
-    metadata = gguf_metadata(model.config)
+    metadata = gguf_metadata(config)
     metadata["general.name"] = path.stem
     ((main, _),) = kinds.most_common(1)
     mixture = MIXTURES.get(content.quant or "")
@@ -187,6 +198,6 @@ def _save_gguf(model: CausalLM, path: Path, content: Content) -> None:
     if any(kind not in DTYPES for kind in kinds):
         metadata["general.quantization_version"] = 2
     if model.tokenizer is not None:
-        metadata |= model.tokenizer.gguf_metadata(model.config.vocab_size)
+        metadata |= model.tokenizer.gguf_metadata(config.vocab_size)
     gguf_write.write(path, metadata, tensors)
 
