@@ -12,7 +12,9 @@ from support import need_oracle
 from entrenar import CausalLM, no_grad
 
 
-def their_logprobs(path: Path, prompts: Sequence[Sequence[int]], vocab: int = 512) -> NDArray[np.float64]:
+def their_logprobs(
+    path: Path, prompts: Sequence[Sequence[int]], vocab: int = 512, adapter: Path | None = None
+) -> NDArray[np.float64]:
     """Log-probabilities (prompts, vocab) of a GGUF file's next token, its cache in f32; skips without xllamacpp.
 
     The likeliest token must have text of its own: that of a byte in the middle of a character is held back.
@@ -23,6 +25,10 @@ def their_logprobs(path: Path, prompts: Sequence[Sequence[int]], vocab: int = 51
     settings.cpuparams.n_threads = 1
     settings.flash_attn_type = x.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED  # it rounds to f16
     settings.cache_type_k = settings.cache_type_v = x.ggml_type.GGML_TYPE_F32
+    if adapter is not None:
+        lora = x.CommonAdapterLoraInfo()
+        lora.path, lora.scale = str(adapter), 1.0
+        settings.lora_adapters = [lora]
     server = x.Server(settings)
     rows = np.full((len(prompts), vocab), np.nan)
     for row, prompt in zip(rows, prompts, strict=True):

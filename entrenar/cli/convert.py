@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from entrenar.cli.output import note, print_json
+from entrenar.cli.output import note, noted_warnings, print_json
 from entrenar.cli.place import free_place
 from entrenar.cli.settings import option, required
 from entrenar.errors import UsageError
@@ -50,7 +50,8 @@ class Command:
                 raise UsageError(f"{flag} is of a model's matrices; an adapter's factors stay f32: leave it out")
         out = free_place(self.out, self.force, self.model, adapter)
         model = load(self.model)
-        model.load_adapter(adapter)
+        with noted_warnings():
+            model.load_adapter(adapter)
         model.save_adapter(out)
         if self.json:
             print_json({"out": str(out), "model": self.model, "adapter": adapter})

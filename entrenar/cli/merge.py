@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from entrenar.cli.output import note, print_json
+from entrenar.cli.output import note, noted_warnings, print_json
 from entrenar.cli.place import free_place
 from entrenar.cli.settings import option, required
 from entrenar.errors import UsageError
@@ -48,7 +48,8 @@ class Command:
             raise UsageError(f"{self.model} is not quantized; leave out --into dequantized")
         target, other = (base, trained) if into == "16bit" and base is not None else (trained, base)
         report = MergeReport(target, other, into)
-        target.load_adapter(self.adapter)
+        with noted_warnings():
+            target.load_adapter(self.adapter)
         target.save(out, quant=self.quant, dtype=self.dtype, merge=True, written=report)
         about = {"out": str(out), "model": self.model, "adapter": self.adapter}
         if self.json:

@@ -5,13 +5,25 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 
 def note(text: str) -> None:
     """A line for the person at the terminal, never part of the result."""
     print(text, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def noted_warnings() -> Iterator[None]:
+    """What the library warns of within is a note, without the line of code that Python names."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    for warning in caught:
+        note(f"warning: {warning.message}")
 
 
 def print_json(result: Mapping[str, Any]) -> None:

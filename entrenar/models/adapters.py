@@ -5,6 +5,7 @@ Names follow PEFT. An adapter is its settings, the factors of the layers it chan
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -16,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from entrenar.errors import AdapterError, UsageError
+from entrenar.models.quantization import Quantization, recorded
 from entrenar.models.spec import ModelConfig
 from entrenar.models.targets import held_whole, selected
 from entrenar.nn.layers import Embedding, Linear
@@ -37,11 +39,13 @@ class Adapter:
     Attributes:
         config: its settings. factors: by path of the layer.
         saved: whole weights that stand in for the model's own while it acts, by the weight's path.
+        base: how the model was quantized that it was trained on; None where that is not known.
     """
 
     config: LoraConfig
     factors: Mapping[str, Factors]
     saved: Mapping[str, Tensor] = field(default_factory=dict)
+    base: Quantization | None = None
 
 
 class Adapted(Module):
@@ -49,11 +53,12 @@ class Adapted(Module):
 
     Attributes:
         config: the `ModelConfig`. source: the file or directory it was loaded from, or None.
-        adapters: by name. training: whether dropout acts.
+        quantization: of its layers. adapters: by name. training: whether dropout acts.
     """
 
     config: ModelConfig
     source: str | None
+    quantization: Quantization
 
     def __init__(self) -> None:
         self.adapters: dict[str, Adapter] = {}
@@ -146,7 +151,7 @@ class Adapted(Module):
             name: Tensor(np.array(weight.dense(), np.float32), requires_grad=True)
             for name, weight in held_whole(self, config).items()
         }
-        return Adapter(config, factors, copies)
+        return Adapter(config, factors, copies, self.quantization)
 
     def attach(self, adapter: Adapter, name: str = "default") -> None:
         """Puts an adapter in place, freezes the model's own weights, and makes this the only one that acts."""
@@ -267,6 +272,7 @@ class Adapted(Module):
             head = cast(Linear, modules[HEAD])
             if isinstance(head.weight, Tensor):
                 head.weight = Tensor(head.weight.data.copy())
+        self.quantization = Quantization()  # the sum is no model that an adapter's record could name
         for path, module in self.adaptable():
             if path in factors:
                 _write(_writable(module), factors[path].merged(module.weight.dense()))
@@ -340,6 +346,8 @@ class Adapted(Module):
     def load_adapter(self, path: str | PathLike[str], trainable: bool = False, name: str = "default") -> None:
         """Attaches an adapter: a directory in PEFT's format, or a GGUF adapter. It alone acts then.
 
+        Warns where the model is not quantized as the one that the adapter was trained on.
+
         Raises:
             FormatError: the files are damaged; AdapterError: the adapter is of another model or kind, or an adapter
                 has this name already.
@@ -351,7 +359,10 @@ class Adapted(Module):
         form = gguf_adapter if source.is_file() else peft_adapter
         with self.disable_adapter():  # its shapes and copies are compared with the model's own weights
             adapter = form.load(self, source, trainable)
-        self.attach(adapter, name)
+            base = recorded(source)
+        self.attach(replace(adapter, base=self.quantization if trainable else base), name)
+        if base is not None and (unlike := self.quantization.unlike(base)) is not None:
+            warnings.warn(f"{path}: {unlike}", stacklevel=2)
 
 
 def _factor(name: str, adapter: Adapter, factor: float) -> float:

@@ -18,6 +18,8 @@ from entrenar.models import memory
 from entrenar.models.adapters import Adapted
 from entrenar.models.build import build
 from entrenar.models.dtype import DTYPES, Compute, DTypeName, StorageName, fresh, natural
+from entrenar.models.mixture import quant_named
+from entrenar.models.quantization import Quantization
 from entrenar.models.spec import ModelConfig, spec_of
 from entrenar.models.storage import Empty, kept_as, qtype_of
 from entrenar.nn.cache import KVCache
@@ -45,7 +47,7 @@ class CausalLM(Adapted):
             are f32 in any case.
         logits_rows: positions whose logits `loss` holds at once, None for as many as are fastest.
         config: the `ModelConfig`. tokenizer: the `Tokenizer`, or None. adapter: the acting `LoraConfig`, or None.
-        source: the file or directory it was loaded from, or None.
+        source: the file or directory it was loaded from, or None. quantization: of its layers, see `Quantization`.
     """
 
     def __init__(self, config: ModelConfig, weights: Any, tokenizer: Tokenizer | None = None) -> None:
@@ -55,6 +57,7 @@ class CausalLM(Adapted):
         self.config = config
         self.tokenizer = tokenizer
         self.source: str | None = None
+        self.quantization = Quantization()
         self.logits_rows: int | None = None
         self.compute = natural(qtype_of(weight) for _, weight in self.named_weights())
 
@@ -114,6 +117,7 @@ class CausalLM(Adapted):
             return kept[name].weight(values, trainable)
 
         model = cls(config, random)
+        model.quantization = Quantization.of(kept, quant and quant_named(quant), {})
         model.compute = policy.compute or model.compute
         return model
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from entrenar.errors import AdapterError, FormatError
 from entrenar.formats import gguf_read, gguf_write
+from entrenar.models import quantization
 from entrenar.models.adapter_values import floats
 from entrenar.models.adapters import Adapted, Adapter
 from entrenar.models.arch import architecture
@@ -63,6 +64,7 @@ def save(model: Adapted, adapter: Adapter, path: Path) -> None:
         "general.name": path.stem,
         "adapter.type": "lora",
         _ALPHA: np.float32(alpha),
+        **quantization.header(adapter.base),
     }
     gguf_write.write(path, metadata, tensors)
 

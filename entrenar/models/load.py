@@ -13,6 +13,8 @@ from entrenar.errors import ConfigError, UnsupportedError
 from entrenar.models import memory
 from entrenar.models.causal_lm import CausalLM
 from entrenar.models.dtype import DTYPES, DTypeName, Policy
+from entrenar.models.mixture import quant_named
+from entrenar.models.quantization import Quantization
 from entrenar.models.source import Source, open_model
 from entrenar.models.storage import Empty, Plain, Quantized, aligned, kept_from
 from entrenar.models.stream import LayerStream, layer_of, resident, streamed_layers
@@ -48,41 +50,42 @@ def load(
             can be streamed.
         MemoryLimitError: the weights would not fit; known before any is read.
     """
-    policy = Policy.named(dtype)
+    policy, quant = Policy.named(dtype), None if quant is None else quant_named(quant)
     source = open_model(path)
     weights = _Weights(source, policy.storage, quant, stream)
     model = CausalLM(source.config, weights.take, source.tokenizer())
     model.source = str(path)
+    model.quantization = Quantization.of(weights.kept, quant, source.stored)
     model.compute = policy.compute or model.compute
     return model.eval()
 
 
 class _Weights:
-    """Hands out a file's weights one at a time, as they are kept."""
+    """Hands out a file's weights one at a time, as they are `kept`, by name."""
 
     def __init__(self, source: Source, wanted: np.dtype[Any] | None, quant: str | None, stream: bool) -> None:
         self._source = source
         shapes = source.config.parameter_shapes()
-        self._kept = kept_from(source.stored, shapes, wanted, quant, source.config.num_hidden_layers)
+        self.kept = kept_from(source.stored, shapes, wanted, quant, source.config.num_hidden_layers)
         for name, kind in source.stored.items():
             if not kind.served:
                 reason = f"is of type {kind.name}, which can be inspected, not computed with"
                 raise UnsupportedError(source.path, f"tensor {source.names[name][0]!r}", reason)
         sizes = {
             name: kept.nbytes(math.prod(shapes[name])) if isinstance(kept, QType) else kept.nbytes(shapes[name])
-            for name, kept in self._kept.items()
+            for name, kept in self.kept.items()
         }
         self._stream = LayerStream(source.read_into) if stream and source.read_into is not None else None
-        streamed = streamed_layers(self._kept) if stream else {}
+        streamed = streamed_layers(self.kept) if stream else {}
         if stream and not streamed:
             raise ConfigError("stream", f"{source.path}: no layer has quantized weights that could stay in the file")
         memory.require(resident(sizes, streamed), str(source.path))
-        exact = all(kind == Plain(DTYPES["f32"]) for kind in self._kept.values())
+        exact = all(kind == Plain(DTYPES["f32"]) for kind in self.kept.values())
         self._trainable = quant is None and (wanted == DTYPES["bf16"] or exact)
 
     def take(self, hf: str, shape: tuple[int, ...], empty: Empty) -> Weight:
         name, transform = self._source.names[hf]
-        kept = self._kept[hf]
+        kept = self.kept[hf]
         weight: Weight
         layer = layer_of(hf)
         if isinstance(kept, QType) and self._stream is not None and layer is not None:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from entrenar.errors import AdapterError, ConfigError, FormatError
 from entrenar.formats import files, safetensors
+from entrenar.models import quantization
 from entrenar.models.adapter_values import floats
 from entrenar.models.adapters import Adaptable, Adapted, Adapter
 from entrenar.models.dtype import DTYPES
@@ -82,6 +83,7 @@ def save(model: Adapted, adapter: Adapter, directory: Path) -> None:
             tensors[f"{_PREFIX}{path}.{kind}"] = np.ascontiguousarray(values * more if tensor is factors.b else values)
     tensors |= {_PREFIX + name: tensor.data for name, tensor in adapter.saved.items()}
     directory.mkdir(parents=True, exist_ok=True)
+    quantization.write(directory, adapter.base)
     safetensors.write(directory / WEIGHTS, tensors)
     files.write_json(directory / CONFIG, raw)
 

@@ -53,6 +53,11 @@ class Source:
     read_into: Callable[[str, NDArray[Any]], None] | None
     tokenizer: Callable[[], Tokenizer | None]
 
+    @property
+    def quantized(self) -> bool:
+        """Whether some weights are quantized in the file."""
+        return any(kind.decodes for kind in self.stored.values())
+
 
 def open_model(path: str | PathLike[str]) -> Source:
     """Opens a ``.gguf`` file (the first of its shards), or a directory with config.json and safetensors.
