@@ -9,7 +9,7 @@ from entrenar.cli.output import note, noted_warnings, print_json
 from entrenar.cli.place import free_place
 from entrenar.cli.settings import option, required
 from entrenar.errors import UsageError
-from entrenar.models.load import load
+from entrenar.models.load import load_on_disk
 from entrenar.models.save import requested
 
 
@@ -35,7 +35,7 @@ class Command:
             return self._convert_adapter(self.adapter)
         out = free_place(self.out, self.force)
         requested(out, self.quant, self.dtype)
-        model = load(self.model)
+        model = load_on_disk(self.model)
         model.save(out, quant=self.quant, dtype=self.dtype)
         parameters = model.config.num_parameters()
         if self.json:
@@ -49,7 +49,7 @@ class Command:
             if given:
                 raise UsageError(f"{flag} is of a model's matrices; an adapter's factors stay f32: leave it out")
         out = free_place(self.out, self.force, self.model, adapter)
-        model = load(self.model)
+        model = load_on_disk(self.model)
         with noted_warnings():
             model.load_adapter(adapter)
         model.save_adapter(out)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from entrenar.cli.output import note, print_json, size
 from entrenar.cli.place import free_place
 from entrenar.cli.settings import option, required
-from entrenar.models.load import load
+from entrenar.models.load import load_on_disk
 from entrenar.models.save import requested
 
 
@@ -27,7 +27,7 @@ class Command:
     def run(self) -> int:
         out = free_place(self.out, self.force)
         requested(out, self.quant, "auto")
-        load(self.model).save(out, quant=self.quant)
+        load_on_disk(self.model).save(out, quant=self.quant)
         nbytes = out.stat().st_size
         if self.json:
             print_json({"out": str(out), "model": self.model, "quant": self.quant, "bytes": nbytes})

@@ -11,13 +11,15 @@ from numpy.typing import NDArray
 
 from entrenar.errors import ConfigError, UnsupportedError
 from entrenar.models import memory
+from entrenar.models.build import Take
 from entrenar.models.causal_lm import CausalLM
 from entrenar.models.dtype import DTYPES, DTypeName, Policy
 from entrenar.models.mixture import quant_named
+from entrenar.models.on_disk import on_disk
 from entrenar.models.quantization import Quantization
 from entrenar.models.source import Source, open_model
-from entrenar.models.storage import Empty, Plain, Quantized, aligned, kept_from
-from entrenar.models.stream import LayerStream, layer_of, resident, streamed_layers
+from entrenar.models.storage import Empty, Plain, Quantized, Rows, aligned, kept_from
+from entrenar.models.stream import LayerStream, resident, streamed_layers
 from entrenar.ops.parts import Weight
 from entrenar.quant import QTensor, QType
 
@@ -52,44 +54,86 @@ def load(
     """
     policy, quant = Policy.named(dtype), None if quant is None else quant_named(quant)
     source = open_model(path)
-    weights = _Weights(source, policy.storage, quant, stream)
-    model = CausalLM(source.config, weights.take, source.tokenizer())
+    weights = _Weights(source, policy.storage, quant)
+    take = weights.streamed() if stream else weights.read
+    memory.require(resident(weights.sizes(), streamed_layers(weights.kept) if stream else {}), str(source.path))
+    model = CausalLM(source.config, take, source.tokenizer())
     model.source = str(path)
     model.quantization = Quantization.of(weights.kept, quant, source.stored)
     model.compute = policy.compute or model.compute
     return model.eval()
 
 
-class _Weights:
-    """Hands out a file's weights one at a time, as they are `kept`, by name."""
+def load_on_disk(path: str | PathLike[str], quant: str | None = None) -> CausalLM:
+    """The model that `load` gives, of any size: its matrices stay in the files, see `entrenar.models.on_disk`.
 
-    def __init__(self, source: Source, wanted: np.dtype[Any] | None, quant: str | None, stream: bool) -> None:
+    Raises:
+        FormatError, UnsupportedError, ConfigError: as `load`.
+    """
+    quant = None if quant is None else quant_named(quant)
+    source = open_model(path)
+    weights = _Weights(source, None, quant)
+
+    def left(hf: str, shape: tuple[int, ...], empty: Empty) -> Weight:
+        if len(shape) < 2:
+            return weights.read(hf, shape, empty)
+        kept = weights.kept[hf]
+        qtype = kept if isinstance(kept, QType) else kept.qtype
+        return on_disk(lambda: weights.read(hf, shape, Rows(*shape).place(0, shape[0])), qtype, shape)
+
+    model = CausalLM(source.config, left, source.tokenizer())
+    model.source = str(path)
+    model.quantization = Quantization.of(weights.kept, quant, source.stored)
+    return model.eval()
+
+
+class _Weights:
+    """Reads a file's weights one at a time, as they are `kept`, by name."""
+
+    def __init__(self, source: Source, wanted: np.dtype[Any] | None, quant: str | None) -> None:
         self._source = source
-        shapes = source.config.parameter_shapes()
-        self.kept = kept_from(source.stored, shapes, wanted, quant, source.config.num_hidden_layers)
+        self._shapes = source.config.parameter_shapes()
+        self.kept = kept_from(source.stored, self._shapes, wanted, quant, source.config.num_hidden_layers)
         for name, kind in source.stored.items():
             if not kind.served:
                 reason = f"is of type {kind.name}, which can be inspected, not computed with"
                 raise UnsupportedError(source.path, f"tensor {source.names[name][0]!r}", reason)
-        sizes = {
-            name: kept.nbytes(math.prod(shapes[name])) if isinstance(kept, QType) else kept.nbytes(shapes[name])
-            for name, kept in self.kept.items()
-        }
-        self._stream = LayerStream(source.read_into) if stream and source.read_into is not None else None
-        streamed = streamed_layers(self.kept) if stream else {}
-        if stream and not streamed:
-            raise ConfigError("stream", f"{source.path}: no layer has quantized weights that could stay in the file")
-        memory.require(resident(sizes, streamed), str(source.path))
         exact = all(kind == Plain(DTYPES["f32"]) for kind in self.kept.values())
         self._trainable = quant is None and (wanted == DTYPES["bf16"] or exact)
 
-    def take(self, hf: str, shape: tuple[int, ...], empty: Empty) -> Weight:
+    def sizes(self) -> dict[str, int]:
+        """Bytes that each takes."""
+        return {
+            name: kept.nbytes(math.prod(shape)) if isinstance(kept, QType) else kept.nbytes(shape)
+            for (name, kept), shape in zip(self.kept.items(), self._shapes.values(), strict=True)
+        }
+
+    def streamed(self) -> Take:
+        """Gives the weights, those of layers that the file has quantized to be read when their turn comes.
+
+        Raises:
+            ConfigError: there are none.
+        """
+        layers = streamed_layers(self.kept)
+        if self._source.read_into is None or not layers:
+            reason = f"{self._source.path}: no layer has quantized weights that could stay in the file"
+            raise ConfigError("stream", reason)
+        stream = LayerStream(self._source.read_into)
+
+        def take(hf: str, shape: tuple[int, ...], empty: Empty) -> Weight:
+            kept = self.kept[hf]
+            if hf not in layers or not isinstance(kept, QType):
+                return self.read(hf, shape, empty)
+            name, transform = self._source.names[hf]
+            return stream.weight(layers[hf], name, kept, shape, kept.nbytes(math.prod(shape)), transform)
+
+        return take
+
+    def read(self, hf: str, shape: tuple[int, ...], empty: Empty) -> Weight:
+        """One weight, now."""
         name, transform = self._source.names[hf]
         kept = self.kept[hf]
         weight: Weight
-        layer = layer_of(hf)
-        if isinstance(kept, QType) and self._stream is not None and layer is not None:
-            return self._stream.weight(layer, name, kept, shape, kept.nbytes(math.prod(shape)), transform)
         if isinstance(kept, QType):  # rows of blocks change places as rows of numbers do
             rows = transform.from_gguf(self._source.raw(name).reshape(shape[0], -1))
             stored = aligned((rows.size,), np.dtype(np.uint8))
