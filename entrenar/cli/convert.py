@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Literal
 
-from entrenar.cli.output import note, noted_warnings, print_json
+from entrenar.cli.output import note, print_json
 from entrenar.cli.place import free_place
 from entrenar.cli.settings import option, required
 from entrenar.errors import UsageError
@@ -50,7 +51,7 @@ class Command:
                 raise UsageError(f"{flag} is of a model's matrices; an adapter's factors stay f32: leave it out")
         out = free_place(self.out, self.force, self.model, adapter)
         model = load_on_disk(self.model)
-        with noted_warnings():
+        with warnings.catch_warnings(action="ignore"):  # of how the model is quantized: its shapes are all that counts
             model.load_adapter(adapter)
         model.save_adapter(out)
         if self.json:

@@ -48,7 +48,7 @@ def loading_quant(flag: str, choice: str, model: str, adapter: str | None) -> st
     base = None if adapter is None else recorded(adapter)
     if base is None or base.quant is None or open_model(model).quantized:
         return None
-    why = f"as it was when the adapter was trained ({flag} none: not)"
+    why = f"as it was when the adapter was trained; {flag} none leaves it as it is"
     note(f"{model} is quantized to {base.quant} while it is loaded, {why}")
     return base.quant
 

@@ -361,7 +361,7 @@ class Adapted(Module):
             adapter = form.load(self, source, trainable)
             base = recorded(source)
         self.attach(replace(adapter, base=self.quantization if trainable else base), name)
-        if base is not None and (unlike := self.quantization.unlike(base)) is not None:
+        if (unlike := self.quantization.unlike(base)) is not None:
             warnings.warn(f"{path}: {unlike}", stacklevel=2)
 
 

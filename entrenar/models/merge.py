@@ -7,69 +7,124 @@ good where that is small beside the change ΔW, and loses what was learned where
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
-from typing import Any
+import math
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from entrenar.errors import UsageError
 from entrenar.models.adapters import Adapted
+from entrenar.models.causal_lm import CausalLM
+from entrenar.nn.lora import HEAD
+from entrenar.quant import QTensor
 
+Base = Literal["16bit", "dequantized"]
 LARGE = 1.0  # ‖error‖/‖ΔW‖ from which on the error outweighs what was learned
+COMPARED = (  # of two configs
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+    "head_dim", "rope_theta", "partial_rotary_factor", "rms_norm_eps",
+)  # fmt: skip
+
+
+def require_base(base: CausalLM, trained: CausalLM) -> None:
+    """Refuses what can't be the model in 16 bit or f32 that `trained` was quantized from. No weight is read.
+
+    Raises:
+        UsageError: it is quantized itself, or another model.
+    """
+    packed = sorted({w.qtype.name for _, w in base.named_weights() if isinstance(w, QTensor)})
+    if packed:
+        raise UsageError(
+            f"{base.source} is quantized itself, to {' and '.join(packed)}: give the model in 16 bit or f32 that "
+            f"{trained.source} was made from"
+        )
+    where = f"{base.source} is not the model that {trained.source} was made from"
+    for name in COMPARED:
+        here, there = getattr(base.config, name), getattr(trained.config, name)
+        if not math.isclose(here, there, rel_tol=1e-6):  # GGUF has numbers in f32
+            raise UsageError(f"{where}: {name} is {here} and {there}")
+    shapes, wanted = base.config.parameter_shapes(), trained.config.parameter_shapes()
+    for name in sorted((shapes.keys() | wanted.keys()) - {f"{HEAD}.weight"}):  # some files repeat a tied one
+        if shapes.get(name) != wanted.get(name):
+            raise UsageError(f"{where}: {name} is {shapes.get(name, 'absent')} and {wanted.get(name, 'absent')}")
 
 
 @dataclass(frozen=True)
 class LayerError:
-    """One layer: ‖ΔW‖, and relative to it the error of what was written, and ‖W16 - dequantized W‖ where known."""
+    """One layer: ‖ΔW‖ and, beside it, ‖W16 - dequantized W‖ and the error of what was written.
+
+    The ratios are None where they are not known, or nothing changes.
+    """
 
     layer: str
     change: float
-    written: float
-    base: float | None
+    base: float | None = None
+    written: float | None = None
 
 
 @dataclass
 class MergeReport:
-    """The layers of a merge, filled in as they are written.
+    """What is known of a merge: `measured` begins it, and `written` completes it as layers are written.
 
     Args:
-        target: the model merged into. other: the 16-bit model, where `target` is its quantized form, or the other way
-            round; None where there is one only.
-        into: "16bit" or "dequantized".
+        layers: by path, in the model's order.
+        quantized: whether the adapter was trained on quantized weights. compared: whether with those in 16 bit.
     """
 
-    target: Adapted
-    other: Adapted | None
-    into: str
-    layers: list[LayerError] = field(default_factory=list)
+    layers: dict[str, LayerError]
+    quantized: bool
+    compared: bool
 
-    def __call__(self, path: str, merged: NDArray[np.float32], stored: NDArray[np.float32]) -> None:
-        own = dict(self.target.adaptable())[path].weight.dense(np.float32)
-        change = float(np.linalg.norm(merged - own)) or float("nan")
-        base = None
-        if self.other is not None:
-            weight = dict(self.other.adaptable())[path].weight
-            base = float(np.linalg.norm(weight.dense(np.float32) - own)) / change
-        self.layers.append(LayerError(path, change, float(np.linalg.norm(stored - merged)) / change, base))
+    @classmethod
+    def measured(cls, trained: Adapted, base: Adapted | None) -> MergeReport:
+        """Of the adapter that acts on the model it was trained on. `base`: that model in 16 bit, if it is another."""
+        other = None if base is None else dict(base.adaptable())
+        own = dict(trained.adaptable())
+        layers = {}
+        for path, factors in trained.active_factors().items():
+            weight = own[path].weight.dense(np.float32)
+            change = _norm(factors.merged(weight) - weight)
+            ratio = None
+            if other is not None and change:
+                ratio = _norm(other[path].weight.dense(np.float32) - weight) / change
+            layers[path] = LayerError(path, change, ratio)
+        return cls(layers, bool(trained.quantization), other is not None)
+
+    def written(self, path: str, merged: NDArray[np.float32], stored: NDArray[np.float32]) -> None:
+        """Takes down what a layer has become in the file."""
+        layer = self.layers[path]
+        if layer.change:
+            self.layers[path] = replace(layer, written=_norm(stored - merged) / layer.change)
 
     def median(self, name: str) -> float | None:
-        values = [getattr(layer, name) for layer in self.layers]
-        return None if not values or None in values else float(np.median(values))
+        """Of a ratio, over the layers that change; None where it is known of none."""
+        values = [value for layer in self.layers.values() if (value := getattr(layer, name)) is not None]
+        return float(np.median(values)) if values else None
+
+    def better(self) -> Base | None:
+        """The base to merge into; None where there is nothing to judge by."""
+        ratio = self.median("base")
+        return None if ratio is None else "dequantized" if ratio >= LARGE else "16bit"
 
     def advice(self) -> str:
         """Which choice is better, and why."""
-        base, written = self.median("base"), self.median("written")
         words = []
-        if base is not None:
-            better = "dequantized" if base >= LARGE else "16bit"
+        if self.layers and not any(layer.change for layer in self.layers.values()):
+            words.append("its factors change nothing: ΔW is 0 in every layer")
+        elif (better := self.better()) is not None:
             why = (
                 "outweighs what the adapter learned; it was fitted to the dequantized weights"
-                if base >= LARGE
+                if better == "dequantized"
                 else "is small beside what the adapter learned; the 16-bit weights are the better ones"
             )
-            words.append(f"--into {better}: the base's quantization error is {base:.2g} of the change, and {why}")
-        elif self.into == "dequantized":
-            words.append("dequantized is the trained model exactly; --base MODEL compares with the 16-bit model")
+            ratio = self.median("base")
+            words.append(f"--into {better}: the base's quantization error is {ratio:.2g} of the change, and {why}")
+        elif self.quantized:
+            compare = "" if self.compared else "; --base MODEL compares with the 16-bit model"
+            words.append(f"dequantized is the trained model exactly{compare}")
+        written = self.median("written")
         if written is not None and written >= LARGE:
             words.append(
                 f"writing this type costs {written:.2g} times the change: most of what was learned is rounded away; "
@@ -79,8 +134,7 @@ class MergeReport:
 
     def as_dict(self) -> dict[str, Any]:
         return {
-            "into": self.into,
-            "layers": [asdict(layer) for layer in self.layers],
+            "layers": [asdict(layer) for layer in self.layers.values()],
             "median_written": self.median("written"),
             "median_base": self.median("base"),
             "advice": self.advice(),
@@ -88,9 +142,13 @@ class MergeReport:
 
     def table(self) -> str:
         """For people: a line a layer."""
-        width = max((len(layer.layer) for layer in self.layers), default=5)
+        width = max(map(len, ("layer", *self.layers)))
         rows = [f"{'layer':{width}}  {'‖ΔW‖':>9}  {'written':>9}  {'base':>9}"]
-        for layer in self.layers:
-            base = "" if layer.base is None else f"{layer.base:9.3g}"
-            rows.append(f"{layer.layer:{width}}  {layer.change:9.3g}  {layer.written:9.3g}  {base:>9}")
+        for path, layer in self.layers.items():
+            ratios = ("" if ratio is None else f"{ratio:.3g}" for ratio in (layer.written, layer.base))
+            rows.append(f"{path:{width}}  {layer.change:9.3g}  " + "  ".join(f"{ratio:>9}" for ratio in ratios))
         return "\n".join([*rows, "written, base: ‖error of quantization‖ / ‖ΔW‖, of the result and of the base"])
+
+
+def _norm(matrix: NDArray[np.float32]) -> float:
+    return float(np.linalg.norm(matrix))

@@ -54,12 +54,12 @@ class Quantization:
     def __str__(self) -> str:
         return f"quantized to {self.quant or ' and '.join(sorted(self.types))}" if self else "not quantized"
 
-    def unlike(self, base: Quantization) -> str | None:
-        """What to say where an adapter meets this and was trained on `base`; None where all is well."""
+    def unlike(self, base: Quantization | None) -> str | None:
+        """What to say of an adapter that meets this and was trained on `base`; None where all is well."""
         if not base or base.types == self.types:
             return None
-        what = f"quant={base.quant} loads" if base.quant else "the quantized file that it was trained on has"
-        return f"was trained on a model {base}, and this one is {self}: it meets other weights; {what} the right ones"
+        cure = f"quantize it to {base.quant} while loading" if base.quant else "load the file that it was trained on"
+        return f"was trained on a model {base}, and this one is {self}: it meets other weights; {cure}"
 
 
 def write(directory: Path, base: Quantization | None) -> None:

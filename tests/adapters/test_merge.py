@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 
 import numpy as np
 import pytest
@@ -13,8 +14,10 @@ from entrenar import LoraConfig, ModelConfig, no_grad
 from entrenar.cli import main
 from entrenar.errors import AdapterError, ConfigError
 from entrenar.formats import gguf_read
+from entrenar.models.adapters import Adapter
 from entrenar.models.merge import LayerError, MergeReport
-from entrenar.quant import quantize
+from entrenar.models.on_disk import DiskTensor
+from entrenar.quant import QTensor, quantize
 
 SIZES = {"vocab_size": 512, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
          "max_position_embeddings": 128}  # fmt: skip
@@ -38,6 +41,16 @@ def with_lora(model, size=0.02, **more):
         if "lora_B" in name:
             tensor.data[...] = size * rng.standard_normal(tensor.shape)
     return model
+
+
+def logits(model):
+    model.compute = "f32"
+    with no_grad():
+        return model([[1, 2, 3, 5, 8, 13]]).numpy().copy()
+
+
+def close(a, b, within=4e-3):  # f16 rounds what was merged
+    return np.abs(a - b).max() <= within * np.abs(b).max()
 
 
 def types(path):
@@ -107,16 +120,22 @@ def test_merging_on_the_way_stores_the_quantized_sum_and_leaves_the_model(tmp_pa
     assert np.abs(got - want).max() <= 1e-4
 
 
+def reported(trained, base, path, quant=None):
+    """The report of a merge into the weights that the adapter was trained on."""
+    report = MergeReport.measured(trained, base)
+    trained.save(path, quant=quant, merge=True, written=report.written)
+    return report
+
+
 def test_the_report_is_the_float64_ratio_and_advises(tmp_path):
     wide().save(tmp_path / "base.gguf")
     wide().save(tmp_path / "q.gguf", quant="q4_k")
     for size, better in ((3e-4, "dequantized"), (0.2, "16bit")):
         packed, base = en.load(tmp_path / "q.gguf"), en.load(tmp_path / "base.gguf")
         with_lora(packed, size)
-        report = MergeReport(packed, base, "dequantized")
-        packed.save(tmp_path / "m.gguf", quant="q4_k", merge=True, written=report)
+        report = reported(packed, base, tmp_path / "m.gguf", "q4_k")
         assert len(report.layers) == 14
-        line = next(layer for layer in report.layers if layer.layer.endswith("0.mlp.down_proj"))
+        line = report.layers["model.layers.0.mlp.down_proj"]
         f = packed.adapters["default"].factors[line.layer]
         change = 2 * f.b.data.astype(np.float64) @ f.a.data
         own = packed.model.layers[0].mlp.down_proj.weight.dense().astype(np.float64)
@@ -126,14 +145,50 @@ def test_the_report_is_the_float64_ratio_and_advises(tmp_path):
         assert line.change == pytest.approx(norm, rel=1e-2)
         assert line.written == pytest.approx(np.linalg.norm(stored - own - change) / norm, rel=2e-2)
         assert line.base == pytest.approx(np.linalg.norm(w16 - own) / norm, rel=1e-2)
+        assert report.better() == better
         assert report.advice().startswith(f"--into {better}")
         assert ("keep the adapter apart" in report.advice()) == (report.median("written") >= 1)
 
 
+def test_layers_that_do_not_change_are_no_part_of_the_medians(tmp_path):
+    wide(NARROW).save(tmp_path / "base.gguf")
+    wide(NARROW).save(tmp_path / "q.gguf", quant="q4_0")
+    packed, base = with_lora(en.load(tmp_path / "q.gguf"), 0.2), en.load(tmp_path / "base.gguf")
+    want = reported(packed, base, tmp_path / "m.gguf", "q8_0")
+    still = [path for path in packed.adapters["default"].factors if "layers.0" in path or "up_proj" in path]
+    for path in still:
+        packed.adapters["default"].factors[path].b.data[...] = 0
+    report = reported(packed, base, tmp_path / "m.gguf", "q8_0")
+    for path, line in report.layers.items():
+        assert (line.change, line.base, line.written) == (0, None, None) if path in still else line == want.layers[path]
+    for name in ("base", "written"):
+        changed = [getattr(line, name) for path, line in want.layers.items() if path not in still]
+        assert report.median(name) == pytest.approx(np.median(changed))
+    assert report.better() == "16bit"
+    assert "nan" not in report.table() + report.advice()
+
+
+@pytest.mark.parametrize("with_base", [True, False])
+def test_nothing_is_advised_where_nothing_changes(tmp_path, with_base):
+    wide(NARROW).save(tmp_path / "base.gguf")
+    wide(NARROW).save(tmp_path / "q.gguf", quant="q4_0")
+    base = en.load(tmp_path / "base.gguf") if with_base else None
+    report = reported(with_lora(en.load(tmp_path / "q.gguf"), 0), base, tmp_path / "m.gguf", "q4_0")
+    assert report.advice() == "its factors change nothing: ΔW is 0 in every layer"
+    assert report.better() is None
+    assert (report.as_dict()["median_written"], report.as_dict()["median_base"]) == (None, None)
+    assert "nan" not in report.table()
+    whole = en.load(tmp_path / "q.gguf")
+    saved = {"lm_head.weight": en.Tensor(whole.lm_head.weight.dense() + 1)}
+    whole.attach(Adapter(LoraConfig(modules_to_save=["lm_head"]), {}, saved))
+    assert MergeReport.measured(whole, base).advice().startswith("dequantized is the trained model exactly")
+
+
 def test_a_report_without_another_base_says_so():
-    report = MergeReport(None, None, "dequantized", [LayerError("x", 1.0, 0.1, None)])
+    report = MergeReport({"x": LayerError("x", 1.0, None, 0.1)}, quantized=True, compared=False)
     assert "--base" in report.advice()
     assert "layer" in report.table()
+    assert "nothing to choose" in MergeReport(report.layers, quantized=False, compared=False).advice()
 
 
 def test_what_cannot_be_saved_is_refused(tmp_path):
@@ -148,32 +203,173 @@ def test_what_cannot_be_saved_is_refused(tmp_path):
     assert not (tmp_path / "m.gguf").exists()
 
 
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory):
+    """A model in 16 bit as a file and a directory, its packed form, and others that are not its base."""
+    folder = tmp_path_factory.mktemp("bases")
+    wide(NARROW).save(folder / "f16.gguf", dtype="f16")
+    wide(NARROW).save(folder / "hf", dtype="f16")
+    wide(NARROW).save(folder / "q4_0.gguf", quant="q4_0")
+    wide(NARROW.replace(num_attention_heads=8, num_key_value_heads=4)).save(folder / "heads")
+    wide(NARROW.replace(rope_theta=500000.0)).save(folder / "theta")
+    wide(NARROW.replace(attention_bias=True)).save(folder / "biases")
+    wide(WIDE).save(folder / "wide")
+    for size in ("small", "large"):
+        amount = {"small": 1e-3, "large": 0.2}[size]
+        with_lora(en.load(folder / "q4_0.gguf"), amount).save_adapter(folder / f"q4_0-{size}")
+        with_lora(en.load(folder / "hf", quant="nf4"), amount).save_adapter(folder / f"nf4-{size}")
+        with_lora(en.load(folder / "hf"), amount).save_adapter(folder / f"plain-{size}")
+    return folder
+
+
+def adapted(path, adapter, **how):
+    model = en.load(path, **how)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model.load_adapter(adapter)
+    return model
+
+
+def merge(capsys, folder, words, code=0):
+    """What the command said, on stdout and stderr."""
+    got = main(["merge", *(word.replace("@", f"{folder}/") for word in words.split())])
+    out, err = capsys.readouterr()
+    assert got == code, err
+    return out, err
+
+
+@pytest.mark.parametrize("size", ["small", "large"])
+@pytest.mark.parametrize("base", ["f16.gguf", "hf"])
+def test_into_which_base_a_quantized_file_s_adapter_is_merged(bases, tmp_path, capsys, size, base):
+    adapter = bases / f"q4_0-{size}"
+    want = {"dequantized": adapted(bases / "q4_0.gguf", adapter), "16bit": adapted(bases / "hf", adapter)}
+    advised = {"small": "dequantized", "large": "16bit"}[size]
+    words = f"--model @q4_0.gguf --adapter {adapter} --out {tmp_path}/m.gguf --force --json"
+    for more, into in (("", "dequantized"), (f"--base @{base}", advised), (f"--base @{base} --into 16bit", "16bit"),
+                       (f"--base @{base} --into dequantized", "dequantized")):  # fmt: skip
+        report = json.loads(merge(capsys, bases, f"{words} {more}")[0])
+        assert report["into"] == into
+        assert len(report["layers"]) == 14
+        assert (report["median_base"] is None) == (more == "")
+        assert ("--into " + advised in report["advice"]) == (more != "")
+        model = en.load(tmp_path / "m.gguf")
+        assert close(logits(model), logits(want[into]))
+        assert model.config.rope_theta == NARROW.rope_theta
+        assert types(tmp_path / "m.gguf")["blk.0.attn_q.weight"] == "f16"
+    assert not close(logits(want["dequantized"]), logits(want["16bit"]))
+
+
+@pytest.mark.parametrize("size", ["small", "large"])
+def test_a_base_quantized_while_it_was_loaded_is_known_in_both_forms(bases, tmp_path, capsys, size):
+    adapter = bases / f"nf4-{size}"
+    want = {"dequantized": adapted(bases / "hf", adapter, quant="nf4"), "16bit": adapted(bases / "hf", adapter)}
+    advised = {"small": "dequantized", "large": "16bit"}[size]
+    words = f"--model @hf --adapter {adapter} --out {tmp_path}/m.gguf --force"
+    for more, into in (("", advised), ("--into 16bit", "16bit"), ("--into dequantized", "dequantized")):
+        out, err = merge(capsys, bases, f"{words} {more} --json")
+        report = json.loads(out)
+        assert report["into"] == into
+        assert f"--into {advised}" in report["advice"]
+        assert "hf is quantized to nf4 while it is loaded, as it was when the adapter was trained" in err
+        assert close(logits(en.load(tmp_path / "m.gguf")), logits(want[into]))
+        line = report["layers"][0]
+        w16 = en.load(bases / "hf").model.layers[0].self_attn.q_proj.weight.dense().astype(np.float64)
+        error = np.linalg.norm(quantize(w16.astype(np.float16), "nf4").dense() - w16)
+        assert line["base"] == pytest.approx(error / line["change"], rel=1e-3)
+    out, err = merge(capsys, bases, words)
+    assert "model.layers.1.mlp.down_proj" in out
+    assert f"--into {advised}" in err
+    assert f"merged into {tmp_path}/m.gguf ({advised})" in err
+
+
+def test_what_the_model_was_quantized_to_can_be_said(bases, tmp_path, capsys):
+    """For an adapter without a record, or against it."""
+    words = f"--out {tmp_path}/m.gguf --force --json --adapter"
+    report = json.loads(merge(capsys, bases, f"--model @hf {words} @plain-large --model-quant NF4")[0])
+    assert report["median_base"] is not None
+    out, err = merge(capsys, bases, f"--model @hf {words} @nf4-large --model-quant none")
+    assert json.loads(out)["median_base"] is None
+    assert "warning: " in err
+    assert "this one is not quantized" in err
+    report = json.loads(merge(capsys, bases, f"--model @hf {words} @plain-large")[0])
+    assert (report["into"], report["median_base"]) == ("16bit", None)
+    assert "nothing to choose" in report["advice"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--model @q4_0.gguf --adapter @q4_0-large --into 16bit", "--into 16bit needs the 16-bit model as --base"),
+        ("--model @q4_0.gguf --adapter @q4_0-large --base @q4_0.gguf", "is quantized itself, to q4_0 and q8_0"),
+        ("--model @q4_0.gguf --adapter @q4_0-large --base @wide", "hidden_size is 256 and 64"),
+        ("--model @q4_0.gguf --adapter @q4_0-large --base @heads", "num_attention_heads is 8 and 4"),
+        ("--model @q4_0.gguf --adapter @q4_0-large --base @theta", "rope_theta is 500000.0 and 10000.0"),
+        ("--model @q4_0.gguf --adapter @q4_0-large --base @biases", "self_attn.k_proj.bias is (32,) and absent"),
+        ("--model @q4_0.gguf --adapter @q4_0-large --model-quant nf4", "model_quant: 'nf4': "),
+        ("--model @hf --adapter @plain-large --model-quant q9", "model_quant: 'q9' is not one of"),
+        ("--model @hf --adapter @plain-large --base @f16.gguf", "one base only, without --base"),
+        ("--model @hf --adapter @plain-large --into dequantized", "one base only, without --into dequantized"),
+        ("--model @hf --adapter @q4_0-large --into dequantized", "model quantized to q4_0, and this one is not"),
+        ("--model @hf --adapter @nf4-large --base @f16.gguf", "itself the 16-bit model, quantized to nf4"),
+    ],
+)
+def test_bases_that_cannot_be_are_refused_before_anything_is_read(bases, tmp_path, capsys, monkeypatch, words, said):
+    monkeypatch.setattr(QTensor, "dense", None)
+    monkeypatch.setattr(DiskTensor, "dense", None)
+    out, err = merge(capsys, bases, f"{words} --out {tmp_path}/m.gguf", code=2)
+    assert said in err
+    assert out == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_may_repeat_the_tied_head_that_another_has_once(bases, tmp_path, capsys):
+    """stories260K.gguf has it twice, its packed forms once."""
+    tied = wide(NARROW.replace(tie_word_embeddings=True))
+    tied.save(tmp_path / "tied")
+    tied.save(tmp_path / "q.gguf", quant="q4_0")
+    repeated = wide(NARROW)
+    for (_, weight), (_, other) in zip(repeated.named_weights(), tied.named_weights(), strict=False):
+        weight.data[...] = other.data
+    repeated.lm_head.weight.data[...] = tied.lm_head.weight.data
+    repeated.save(tmp_path / "repeated")
+    targets = ["q_proj", "lm_head"]
+    with_lora(en.load(tmp_path / "q.gguf"), 0.2, target_modules=targets).save_adapter(tmp_path / "adapter")
+    found = []
+    for base in ("tied", "repeated"):
+        words = f"--model @q.gguf --base @{base} --adapter @adapter --out @merged-{base} --into 16bit"
+        merge(capsys, tmp_path, words)
+        found.append(logits(en.load(tmp_path / f"merged-{base}")))
+    assert np.array_equal(*found)
+
+
+def test_dora_and_whole_modules_are_merged_into_either_base(bases, tmp_path, capsys):
+    config = {"use_dora": True, "modules_to_save": ["lm_head", "model.norm"]}
+    model = with_lora(en.load(bases / "q4_0.gguf"), 0.2, **config)
+    for name, tensor in model.named_parameters():
+        if "lora" not in name or "magnitude" in name:
+            tensor.data[...] *= 1.25
+    model.save_adapter(tmp_path / "adapter")
+    for into in ("16bit", "dequantized"):
+        words = f"--model @q4_0.gguf --base @hf --adapter {tmp_path}/adapter --out {tmp_path}/{into} --into {into}"
+        merge(capsys, bases, words)
+        base = "hf" if into == "16bit" else "q4_0.gguf"
+        want = adapted(bases / base, tmp_path / "adapter")
+        assert close(logits(en.load(tmp_path / into)), logits(want))
+
+
 def test_the_commands(tmp_path, capsys):
     wide(NARROW).save(tmp_path / "base.gguf")
     assert main(["quantize", "--model", str(tmp_path / "base.gguf"), "--out", str(tmp_path / "q.gguf"),
                  "--quant", "q4_0", "--json"]) == 0  # fmt: skip
     assert json.loads(capsys.readouterr().out)["bytes"] == (tmp_path / "q.gguf").stat().st_size
-    packed = with_lora(en.load(tmp_path / "q.gguf"))
-    packed.save_adapter(tmp_path / "adapter")
-    merge = ["merge", "--model", str(tmp_path / "q.gguf"), "--adapter", str(tmp_path / "adapter"), "--force"]
-    merge += ["--out", str(tmp_path / "m.gguf")]
-    assert main([*merge, "--into", "16bit"]) == 2
-    assert "--base" in capsys.readouterr().err
-    for more, into in ((["--base", str(tmp_path / "base.gguf")], "16bit"), ([], "dequantized")):
-        assert main([*merge, *more, "--quant", "q8_0", "--json"]) == 0
-        report = json.loads(capsys.readouterr().out)
-        assert report["into"] == into
-        assert len(report["layers"]) == 14
-        assert (report["median_base"] is None) == (not more)
-        model = en.load(tmp_path / "m.gguf")
-        with no_grad():
-            want, got = packed([[1, 2, 3]]).numpy(), model([[1, 2, 3]]).numpy()
-        assert np.abs(got - want).max() <= (0.1 if into == "dequantized" else 2) * np.abs(want).max()
-    assert main(merge) == 0
-    found = capsys.readouterr()
-    assert "model.layers.1.mlp.down_proj" in found.out
-    assert "dequantized is the trained model" in found.err
+    with_lora(en.load(tmp_path / "q.gguf")).save_adapter(tmp_path / "adapter")
+    words = f"--model @q.gguf --adapter @adapter --out {tmp_path}/m.gguf"
+    out, err = merge(capsys, tmp_path, words)
+    assert "model.layers.1.mlp.down_proj" in out
+    assert "dequantized is the trained model" in err
     assert types(tmp_path / "m.gguf")["blk.0.attn_q.weight"] == "f16"
+    merge(capsys, tmp_path, f"{words} --force --quant q8_0")
+    assert types(tmp_path / "m.gguf")["blk.0.attn_q.weight"] == "q8_0"
 
 
 @pytest.mark.oracle

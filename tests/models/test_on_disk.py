@@ -71,8 +71,8 @@ PEAK = """
 import sys
 from entrenar.cli import main
 from entrenar.models.memory import peak_resident_bytes
-import entrenar.models.load
-main(["convert", "--help"])
+import entrenar.models.load, entrenar.models.merge
+main(["merge", "--help"])
 before = peak_resident_bytes()
 code = main(sys.argv[1:])
 print(code, peak_resident_bytes() - before)
@@ -85,12 +85,24 @@ def big(tmp_path_factory):
     model = en.CausalLM.from_config(BIG, seed=1, dtype="f16")
     model.save(folder / "f16.gguf")
     model.save(folder / "hf")
+    model.save(folder / "q4_0.gguf", quant="q4_0")
+    del model
+    packed = en.load(folder / "q4_0.gguf")
+    packed.add_lora(en.LoraConfig(r=2, target_modules="all-linear"))
+    for i, (name, tensor) in enumerate(packed.named_parameters()):
+        if "lora_B" in name:
+            tensor.data[...] = 0.01 * np.random.default_rng(i).standard_normal(tensor.shape)
+    packed.save_adapter(folder / "adapter")
     return folder
 
 
 @pytest.mark.parametrize(
     "words",
-    ["convert --model @f16.gguf --out @e --dtype bf16", "quantize --model @hf --quant q8_0 --out @f.gguf"],
+    ["merge --model @q4_0.gguf --base @f16.gguf --adapter @adapter --into 16bit --out @a.gguf",
+     "merge --model @q4_0.gguf --base @hf --adapter @adapter --into 16bit --quant q4_k_m --out @b.gguf",
+     "merge --model @q4_0.gguf --base @f16.gguf --adapter @adapter --into dequantized --out @c",
+     "merge --model @hf --model-quant nf4 --adapter @adapter --into 16bit --out @d.gguf",
+     "convert --model @f16.gguf --out @e --dtype bf16", "quantize --model @hf --quant q8_0 --out @f.gguf"],
 )  # fmt: skip
 def test_peak_memory_is_of_a_few_weights_not_of_the_models(big, words):
     """The largest weight has 2.9 M numbers, 11.5 MB in f32, of which a handful is in memory at once."""
