@@ -91,13 +91,13 @@ class Command(StepSettings):
         if self.model is not None:
             source = open_model(self.model)
             config, policy = source.config, Policy.named(self.dtype)
-            shapes, layers = config.parameter_shapes(), config.num_hidden_layers
-            kept = kept_from(source.stored, shapes, policy.storage, self.quant, layers)
+            shapes = config.parameter_shapes()
+            kept = kept_from(source.stored, shapes, policy.storage, self.quant, config)
         else:
             config, policy = self.model_config(self.seq_len), fresh(self.made_as(), self.quant)
             matrices = policy.storage or DTYPES["f32"]
-            shapes, layers = config.parameter_shapes(), config.num_hidden_layers
-            kept = {name: kept_as(name, shape, matrices, self.quant, layers) for name, shape in shapes.items()}
+            shapes = config.parameter_shapes()
+            kept = {name: kept_as(name, shape, matrices, self.quant, config) for name, shape in shapes.items()}
         self.check_context(config)
         types = {name: kind if isinstance(kind, QType) else kind.qtype for name, kind in kept.items()}
         if self.full and self.dtype != "bf16" and any(kind.name != "f32" for kind in types.values()):

@@ -306,10 +306,14 @@ class Adapted(Module):
         head that was tied to the embedding stays a weight of its own.
 
         Raises:
-            AdapterError: DoRA, which leaves no way back.
+            AdapterError: DoRA, which leaves no way back; or `config` is not of these factors, as none is of a sum's.
         """
         if config.use_dora or config.modules_to_save:
             raise AdapterError("DoRA and whole modules can't be taken out of the weights again; load the base anew")
+        for path, one in factors.items():
+            if one.rank != config.rank_of(path):
+                reason = f"{path} was given factors of rank {one.rank}, and the config says {config.rank_of(path)}"
+                raise AdapterError(f"{reason}: what several adapters added together is no adapter; load the base anew")
         for path, module in self.adaptable():
             if path in factors:
                 back = factors[path].times(-1.0)

@@ -92,8 +92,7 @@ class CausalLM(Adapted):
         policy = fresh(dtype, quant)
         storage = policy.storage or DTYPES["f32"]
         shapes = config.parameter_shapes()
-        layers = config.num_hidden_layers
-        kept = {name: kept_as(name, shape, storage, quant, layers) for name, shape in shapes.items()}
+        kept = {name: kept_as(name, shape, storage, quant, config) for name, shape in shapes.items()}
         memory.require(
             {name: kept[name].nbytes(shape) for name, shape in shapes.items()},
             f"a model of {config.num_parameters():,} parameters in {quant or storage}",

@@ -93,7 +93,7 @@ class _Weights:
     def __init__(self, source: Source, wanted: np.dtype[Any] | None, quant: str | None) -> None:
         self._source = source
         self._shapes = source.config.parameter_shapes()
-        self.kept = kept_from(source.stored, self._shapes, wanted, quant, source.config.num_hidden_layers)
+        self.kept = kept_from(source.stored, self._shapes, wanted, quant, source.config)
         for name, kind in source.stored.items():
             if not kind.served:
                 reason = f"is of type {kind.name}, which can be inspected, not computed with"

@@ -1,6 +1,7 @@
 """llama.cpp's mixtures: most matrices in one type, those whose errors cost most in a larger one.
 
-Source: llama_tensor_get_type in llama-quant.cpp of llama.cpp (MIT).
+Source: llama_tensor_get_type_impl in llama-quant.cpp of llama.cpp (MIT), where category_is_attn_v takes q, k and v in
+one matrix for a v projection. Older releases do not: their Q4_K_M has all of those in q5_K, their Q5_K_M in q6_K.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import re
 from typing import NamedTuple
 
 from entrenar.errors import ConfigError
+from entrenar.models.spec import ModelConfig
 from entrenar.nn.lora import EMBEDDING, HEAD
 from entrenar.quant.qtensor import ENCODED
 
@@ -18,18 +20,18 @@ class Mixture(NamedTuple):
 
     Attributes:
         more: of v and down projections in an eighth of the layers at both ends and every third between them.
-        fused: of q, k and v in one matrix. file_type: GGUF's general.file_type.
+        shared: of v in the other layers of 70B models, where eight heads share it. file_type: GGUF's general.file_type.
     """
 
     most: str
     more: str
-    fused: str
+    shared: str
     file_type: int
 
 
-MIXTURES = {"q4_k_m": Mixture("q4_k", "q6_k", "q5_k", 15), "q5_k_m": Mixture("q5_k", "q6_k", "q6_k", 17)}
+MIXTURES = {"q4_k_m": Mixture("q4_k", "q6_k", "q5_k", 15), "q5_k_m": Mixture("q5_k", "q6_k", "q5_k", 17)}
 QUANTS = (*ENCODED, *MIXTURES)
-_SENSITIVE = re.compile(r"model\.layers\.(\d+)\.(self_attn\.v_proj|mlp\.down_proj)\.weight")
+_SENSITIVE = re.compile(r"model\.layers\.(\d+)\.(self_attn\.(?:v|qkv)_proj|mlp\.down_proj)\.weight")
 OUTER = (f"{EMBEDDING}.weight", f"{HEAD}.weight")
 
 
@@ -45,20 +47,21 @@ def quant_named(name: str) -> str:
     return lower
 
 
-def layer_type(quant: str, name: str, layers: int) -> str:
-    """What `quant`, a type or a mixture, means for a layer's matrix of a model of so many layers.
+def layer_type(quant: str, name: str, config: ModelConfig) -> str:
+    """What `quant`, a type or a mixture, means for a layer's matrix of such a model.
 
     Raises:
         ConfigError: it is neither.
     """
     quant = quant_named(quant)
-    mixture = MIXTURES.get(quant)
+    mixture, match = MIXTURES.get(quant), _SENSITIVE.fullmatch(name)
     if mixture is None:
         return quant
-    if name.endswith("qkv_proj.weight"):
-        return mixture.fused
-    match = _SENSITIVE.fullmatch(name)
-    return mixture.more if match and _takes_more(int(match[1]), layers) else mixture.most
+    if match is None:
+        return mixture.most
+    if _takes_more(int(match[1]), config.num_hidden_layers):
+        return mixture.more
+    return mixture.shared if match[2].startswith("self_attn") and _is_70b(config) else mixture.most
 
 
 def outer_type(quant: str, name: str, tied: bool) -> str:
@@ -67,6 +70,12 @@ def outer_type(quant: str, name: str, tied: bool) -> str:
     if quant in MIXTURES and name == OUTER[0] and not tied:
         return MIXTURES[quant].most
     return "q8_0" if quant == "q8_0" else "q6_k"
+
+
+def _is_70b(config: ModelConfig) -> bool:
+    """What llama.cpp takes for a model of 70 billion parameters: Llama 2 and 3, Qwen2 of 72B."""
+    grouped = config.kv_heads != config.num_attention_heads
+    return config.num_hidden_layers == 80 and (grouped or config.model_type == "qwen2")
 
 
 def _takes_more(layer: int, layers: int) -> bool:

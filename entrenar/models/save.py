@@ -84,7 +84,7 @@ class Content:
             if name in OUTER:
                 wanted = outer_type(self.quant, name, config.tie_word_embeddings)
             else:
-                wanted = layer_type(self.quant, name, config.num_hidden_layers)
+                wanted = layer_type(self.quant, name, config)
             kind = fitting(wanted, weight.shape[-1])
             return DTYPES[kind] if kind in DTYPES else QTYPES[kind]
         if self.dtype is not None:

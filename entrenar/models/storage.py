@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from entrenar.errors import ConfigError
 from entrenar.models.dtype import DTYPES
 from entrenar.models.mixture import OUTER, layer_type
+from entrenar.models.spec import ModelConfig
 from entrenar.ops.parts import Weight
 from entrenar.quant import QTYPES, QTensor, QType, fitting, quantize
 from entrenar.tensor import Tensor
@@ -108,12 +109,10 @@ def qtype_of(weight: Weight) -> QType:
 
 
 def kept_as(
-    name: str, shape: tuple[int, ...], dtype: np.dtype[Any], quant: str | None, layers: int
+    name: str, shape: tuple[int, ...], dtype: np.dtype[Any], quant: str | None, config: ModelConfig
 ) -> Plain | Quantized:
     """How a weight is kept where matrices are `dtype`, and those of linear layers but the head are to be `quant`: that,
     or what llama.cpp takes where the rows do not fill its blocks. Norms and biases are f32.
-
-    layers: how many the model has.
 
     Raises:
         ConfigError: `quant` is no type or mixture that weights can be quantized to.
@@ -122,7 +121,7 @@ def kept_as(
         return Plain(DTYPES["f32"])
     if quant is None or name in OUTER:
         return Plain(dtype)
-    fits = fitting(layer_type(quant, name, layers), shape[-1])
+    fits = fitting(layer_type(quant, name, config), shape[-1])
     return Plain(DTYPES[fits]) if fits in DTYPES else Quantized(fits)
 
 
@@ -131,7 +130,7 @@ def kept_from(
     shapes: Mapping[str, tuple[int, ...]],
     dtype: np.dtype[Any] | None,
     quant: str | None,
-    layers: int,
+    config: ModelConfig,
 ) -> dict[str, Plain | Quantized | QType]:
     """How the weights of a file are kept, by name: `stored` says how they are there, a QType as the result that they
     stay so. `dtype`: of all matrices; without it each keeps its own.
@@ -150,5 +149,5 @@ def kept_from(
                 kept[name] = kind
                 continue
             own = DTYPES["f16"]
-        kept[name] = kept_as(name, shape, DTYPES["f32"] if own is None else dtype or own, quant, layers)
+        kept[name] = kept_as(name, shape, DTYPES["f32"] if own is None else dtype or own, quant, config)
     return kept

@@ -84,8 +84,8 @@ def _moments_of_a_byte(work: Work) -> Changes:
 
 def _retyped(work: Work, dtype: str, quant: str | None) -> Work:
     """With matrices of another type, quantized ones but for those that `quant` leaves alone."""
-    layers = work.config.num_hidden_layers
-    types = {name: kept_as(name, shape, DTYPES[dtype], quant, layers).qtype for name, shape in work.shapes.items()}
+    config = work.config
+    types = {name: kept_as(name, shape, DTYPES[dtype], quant, config).qtype for name, shape in work.shapes.items()}
     return replace(work, types=types, compute="bf16" if cpu.fast_bf16() else work.compute)
 
 

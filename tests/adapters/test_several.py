@@ -56,6 +56,19 @@ def two(name="llama"):
     return model, changes
 
 
+def test_a_sum_is_merged_and_can_t_come_back_as_one_of_its_parts():
+    """Its ranks are no config's: saved, it would be a file whose settings are not its factors'."""
+    model, _ = two()
+    model.set_adapter(["a", "b"])
+    want, config = logits(model), model.adapters["a"].config
+    factors = model.merge_adapter()
+    assert close(logits(model), want)
+    with pytest.raises(AdapterError, match=r"o_proj was given factors of rank 5, and the config says 3"):
+        model.unmerge_adapter(config, factors)
+    assert close(logits(model), want)
+    assert model.adapters == {}
+
+
 def test_switching_scaling_adding_and_disabling():
     model, changes = two()
     base = logits(tiny.model())

@@ -18,26 +18,53 @@ from entrenar.quant import QTYPES, QTensor
 pytestmark = pytest.mark.tier1
 
 
+def types_of(config, quant):
+    """Types of an untied model's matrices by name."""
+    names = [name for name, shape in config.parameter_shapes().items() if len(shape) == 2]
+    return {n: outer_type(quant, n, False) if n in OUTER else layer_type(quant, n, config) for n in names}
+
+
 @pytest.mark.parametrize(("quant", "most", "gigabytes"), [("q4_k_m", "q4_k", 4.08), ("q5_k_m", "q5_k", 4.78)])
 def test_llama2_7b_has_the_types_and_the_size_of_the_files_that_people_share(quant, most, gigabytes):
     """llama.cpp prints 193 tensors of the one and 33 of q6_K for llama-2-7b; the files are listed with these sizes."""
     config = ModelConfig.preset("llama2-7b")
-    shapes = {name: shape for name, shape in config.parameter_shapes().items() if len(shape) == 2}
-    types = {name: outer_type(quant, name, False) if name in OUTER else layer_type(quant, name, 32) for name in shapes}
+    types = types_of(config, quant)
     assert Counter(types.values()) == {most: 193, "q6_k": 33}
     assert types["lm_head.weight"] == "q6_k"
     assert types["model.embed_tokens.weight"] == most
-    size = sum(QTYPES[types[name]].nbytes(int(np.prod(shape))) for name, shape in shapes.items())
+    shapes = config.parameter_shapes()
+    size = sum(QTYPES[kind].nbytes(int(np.prod(shapes[name]))) for name, kind in types.items())
     assert round(size / 1e9, 2) == gigabytes
 
 
 def test_other_types_are_themselves_and_unknown_ones_are_named():
-    assert layer_type("q4_k", "model.layers.0.mlp.down_proj.weight", 8) == "q4_k"
-    assert layer_type("q4_k_m", "model.layers.3.self_attn.qkv_proj.weight", 8) == "q5_k"
+    config = ModelConfig.preset("llama2-7b")
+    assert layer_type("q4_k", "model.layers.0.mlp.down_proj.weight", config) == "q4_k"
     assert outer_type("q4_k_m", "model.embed_tokens.weight", tied=True) == "q6_k"
     assert outer_type("q8_0", "lm_head.weight", tied=False) == "q8_0"
     with pytest.raises(ConfigError, match=r"'q4_k_x' is not one of .*q4_k_m, q5_k_m"):
-        layer_type("q4_k_x", "model.layers.0.mlp.down_proj.weight", 8)
+        layer_type("q4_k_x", "model.layers.0.mlp.down_proj.weight", config)
+
+
+@pytest.mark.parametrize(("quant", "most"), [("q4_k_m", "q4_k"), ("q5_k_m", "q5_k")])
+def test_q_k_and_v_in_one_matrix_count_as_v(quant, most):
+    """As llama-quant.cpp's category_is_attn_v has it; of Phi-3's 32 layers, 16 take more bits."""
+    config = ModelConfig.preset("phi-3-mini")
+    fused = [layer_type(quant, f"model.layers.{layer}.self_attn.qkv_proj.weight", config) for layer in range(32)]
+    v = [layer_type(quant, f"model.layers.{layer}.self_attn.v_proj.weight", config) for layer in range(32)]
+    assert fused == v
+    assert Counter(fused) == {most: 16, "q6_k": 16}
+
+
+def test_v_of_70b_models_has_five_bits_where_others_have_four():
+    """Llama-2-70B's Q4_K_M as llama.cpp prints it: 441 tensors of q4_K, 40 of q5_K, 81 of q6_K."""
+    config = ModelConfig.preset("llama2-70b")
+    assert Counter(types_of(config, "q4_k_m").values()) == {"q4_k": 441, "q5_k": 40, "q6_k": 81}
+    middle = "model.layers.10.self_attn.v_proj.weight"
+    assert layer_type("q4_k_m", middle, config) == "q5_k"
+    assert layer_type("q4_k_m", middle, config.replace(num_key_value_heads=64)) == "q4_k"  # 65B of Llama 1
+    assert layer_type("q4_k_m", middle, config.replace(num_key_value_heads=64, model_type="qwen2")) == "q5_k"
+    assert layer_type("q5_k_m", middle, config) == "q5_k"
 
 
 def test_a_mixture_is_written_and_kept(tmp_path):

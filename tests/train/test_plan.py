@@ -62,7 +62,7 @@ def test_the_prediction_is_what_a_process_takes(dtype: str, lora: int, batch: in
 
 def footprint(budget: str | None = None, **settings: object) -> tuple[Footprint, TrainConfig]:
     training = TrainConfig(batch_size=2, seq_len=512, memory_budget=budget, **settings)
-    types = {n: kept_as(n, shape, DTYPES["bf16"], None, 24).qtype for n, shape in QWEN.parameter_shapes().items()}
+    types = {n: kept_as(n, shape, DTYPES["bf16"], None, QWEN).qtype for n, shape in QWEN.parameter_shapes().items()}
     return Footprint(Work(QWEN, types, "bf16", LORA, training)), training
 
 
