@@ -57,7 +57,7 @@ def make(path: Path, preset: str, quant: str) -> None:
         if len(shape) == 1:
             tensors.append((weight.gguf, np.ones(shape, np.float32)))
             continue
-        wanted = outer_type(quant, name, False) if name in OUTER else layer_type(quant, name, config.num_hidden_layers)
+        wanted = outer_type(quant, name, False) if name in OUTER else layer_type(quant, name, config)
         make_blocks = partial(blocks, wanted, shape, seed)
         tensors.append((weight.gguf, gguf_write.LazyBlocks(shape, QTYPES[wanted], make_blocks)))
     gguf_write.write(path, gguf_metadata(config), tensors)

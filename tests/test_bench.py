@@ -120,3 +120,15 @@ def test_a_benchmark_with_a_wrong_result_is_not_timed() -> None:
     done = subprocess.run([sys.executable, "-c", wrong, str(BENCH)], capture_output=True, text=True, timeout=120)
     assert done.returncode == 1
     assert done.stderr.startswith("rms_norm-f32: the largest error is")
+
+
+@pytest.mark.tier2
+def test_a_streamed_model_is_made_planned_and_measured(tmp_path: Path) -> None:
+    """The 124M Llama instead of the 70B one: 85 million weights of layers in mixed types, two layers in memory."""
+    file = tmp_path / "m.gguf"
+    words = ["--preset", "llama-124m", "--seq-len", "32", "--rank", "4", "--memory-budget", "1GB", "--json"]
+    done = script("stream.py", "--file", str(file), *words)
+    assert done.returncode == 0, done.stderr
+    row = json.loads(done.stdout)
+    assert file.stat().st_size > 70e6
+    assert row["peak_gib"] < 1.15 * row["planned_gib"]
