@@ -32,7 +32,8 @@ class Sample:
 
 SAMPLES: list[Sample] = []
 FLOW = {
-    **dict.fromkeys(("cast", "dropout", "linear", "linear_cross_entropy", "projection"), (0,)),
+    **dict.fromkeys(("affine", "cast", "dropout", "gated", "linear", "projection"), (0,)),
+    "linear_cross_entropy": (0,),
     **dict.fromkeys(("reshape", "rms_norm", "rope", "rope_attention", "slice", "transpose"), (0,)),
     **dict.fromkeys(("add", "swiglu"), (0, 1)),
     **dict.fromkeys(("attention", "concat"), (0, 1, 2)),
@@ -124,6 +125,7 @@ sample("relu", away_from_zero(3, 7), reference=ref.relu)
 sample("gelu", normal(3, 7), reference=ref.gelu)
 sample("gelu", normal(3, 7), call=lambda x: ops.gelu(x, "tanh"), reference=ref.gelu_tanh, what="tanh")
 sample("silu", normal(3, 7), reference=ref.silu)
+sample("gated", normal(2, 3, 14), reference=lambda x: ref.silu(x[..., :7]) * x[..., 7:])
 sample("swiglu", normal(2, 3, 7), normal(2, 3, 7), reference=lambda gate, up: ref.silu(gate) * up)
 for axis in (-1, 0, 1):
     sample(
@@ -168,6 +170,11 @@ sample(
     "layer_norm", normal(2, 3, 7), normal(7), normal(7),
     reference=lambda x, w, b: ref.layer_norm(x, w, b, 1e-5),
 )
+
+# ---- columns
+sample("affine", normal(2, 3, 7), away_from_zero(7), reference=np.multiply)
+sample("affine", normal(5, 3), np.array([0.5, 0, 2], np.float32), reference=np.multiply, what="zero")
+sample("affine", normal(2, 3, 7), normal(7), normal(7), reference=lambda x, s, b: x * s + b, what="shift")
 
 # ---- attention
 ANGLES = np.linspace(0.1, 5, 2 * 5 * 3).reshape(2, 5, 3)

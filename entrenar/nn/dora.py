@@ -1,13 +1,15 @@
 """DoRA (arXiv 2402.09353): the weight's direction is W + s·B·A, and the length of each of its rows is trained apart.
 
 The layer computes m/‖W + s·B·A‖ ⊙ (W + s·B·A)·x + bias, with m (out,) and the norm of each row. As PEFT has it, the
-norm is a constant in the gradient, and dropout acts on all but W·x alone.
+norm is a constant in the gradient, and dropout acts on all but W·x alone: with x̃ for the dropped x, a layer is
+W·x + (gain - 1) ⊙ W·x̃ + gain ⊙ s·B·A·x̃ + bias, with gain = m/‖W + s·B·A‖.
 
 The norm never needs W + s·B·A as a matrix: ‖w + s·b·A‖² = ‖w‖² + 2s·b·(A·w) + s²·b·(A·Aᵀ)·b for a row w of W, b of B.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,10 +17,10 @@ from numpy.typing import NDArray
 
 from entrenar import ops
 from entrenar.ops.parts import Weight
-from entrenar.tensor import Tensor
+from entrenar.tensor import Tensor, default_rng
 
 if TYPE_CHECKING:
-    from entrenar.nn.layers import Linear
+    from entrenar.nn.layers import Linear, RMSNorm
 
 ROWS = 1 << 20  # elements of a weight that are squared at a time
 
@@ -60,17 +62,53 @@ def _change(weight: Weight, a: Tensor, b: Tensor, scale: float) -> NDArray[np.fl
     return change
 
 
-def forward(h: Tensor, linear: Linear) -> Tensor:
-    """The layer's result (…, out) of its input h (…, in), of h's type."""
-    lora, kind = linear.lora, "bf16" if h.dtype.itemsize == 2 else "f32"
-    assert lora is not None
-    assert lora.magnitude is not None
-    gain = lora.magnitude / Tensor(lora.row_norms(linear.weight))
-    if lora.active_dropout:
-        dropped = ops.dropout(h, lora.active_dropout)
-        rest = ops.cast(ops.cast(h, "f32") - ops.cast(dropped, "f32"), kind)
-        out = ops.cast(ops.linear(dropped, linear.weight, None, lora.factors()), "f32") * gain
-        out = out + ops.cast(ops.linear(rest, linear.weight), "f32")
-    else:
-        out = ops.cast(ops.linear(h, linear.weight, None, lora.factors()), "f32") * gain
-    return ops.cast(out if linear.bias is None else out + linear.bias, kind)
+def project(x: Tensor, linears: Sequence[Linear], norm: RMSNorm | None, gated: bool, dropout: float) -> Tensor:
+    """The layers' results side by side, of one input, as `entrenar.nn.layers.project` has it; some are DoRA's.
+
+    All of them are one fused product u, and what DoRA adds is a factor for each of its columns. With dropout u reads h
+    itself in W·h and dropped h in the low-rank part, so u - z with z = W·(h - dropped h) is what the factor is for.
+    """
+    parts = [linear.part()._replace(bias=None) for linear in linears]
+    masks = default_rng.state_dict()
+    u = ops.projection(
+        x, parts, norm=None if norm is None else (norm.weight, norm.eps), gated=gated, dropout=dropout
+    )
+    gain, bias = ops.concat([_gain(linear) for linear in linears]), _bias(linears)
+    if not dropout:
+        return ops.affine(u, gain, bias)
+    with default_rng.replay(masks):
+        z = _not_dropped(ops.gated(x) if gated else x if norm is None else norm(x), linears, dropout)
+    u = u + _negative(z)  # the old one may go
+    return ops.affine(u, gain, bias) + z
+
+
+def _not_dropped(h: Tensor, linears: Sequence[Linear], dropout: float) -> Tensor:
+    """W·(h - dropped h) of each layer, drawing the masks that the low-rank parts have; 0 where there is none."""
+    results = []
+    for linear in linears:
+        if linear.lora is None:
+            results.append(Tensor(np.zeros((*h.shape[:-1], linear.weight.shape[0]), h.dtype)))
+        else:
+            results.append(ops.linear(h + _negative(ops.dropout(h, dropout)), linear.weight))
+    return results[0] if len(results) == 1 else ops.concat(results, -1)
+
+
+def _negative(x: Tensor) -> Tensor:
+    """-x of either type."""
+    return ops.affine(x, Tensor(np.full(x.shape[-1], -1, np.float32)))
+
+
+def _gain(linear: Linear) -> Tensor:
+    """The factor of each of a layer's columns, (out,); 1 without DoRA."""
+    lora = linear.lora
+    if lora is None or lora.magnitude is None:
+        return Tensor(np.ones(linear.weight.shape[0], np.float32))
+    return lora.magnitude / Tensor(lora.row_norms(linear.weight))
+
+
+def _bias(linears: Sequence[Linear]) -> Tensor | None:
+    """The layers' biases side by side, 0 where one has none; None where no layer has one."""
+    if all(linear.bias is None for linear in linears):
+        return None
+    zeros = [Tensor(np.zeros(linear.weight.shape[0], np.float32)) for linear in linears]
+    return ops.concat([zero if one.bias is None else one.bias for one, zero in zip(linears, zeros, strict=True)])

@@ -67,7 +67,8 @@ def project(
 ) -> Tensor:
     """The layers' results side by side, of one input: x, or its norm, or silu(gate)·up of x = gate beside up."""
     if any(has_magnitude(linear) for linear in linears):
-        return _project_each(x, linears, norm, gated, residual)
+        out = dora.project(x, linears, norm, gated, dropout_of(linears))
+        return out if residual is None else out + residual
     return ops.projection(
         x,
         [linear.part() for linear in linears],
@@ -86,19 +87,3 @@ def dropout_of(linears: Sequence[Linear]) -> float:
 def has_magnitude(linear: Linear) -> bool:
     """Whether its adapter is DoRA's."""
     return linear.lora is not None and linear.lora.magnitude is not None
-
-
-def _project_each(
-    x: Tensor, linears: Sequence[Linear], norm: RMSNorm | None, gated: bool, residual: Tensor | None
-) -> Tensor:
-    """The same, layer by layer: DoRA scales each result by itself, which is no part of a fused product."""
-    if norm is not None:
-        x = norm(x)
-    elif gated:
-        width = x.shape[-1] // 2
-        x = ops.swiglu(x[..., :width], x[..., width:])
-    out = ops.concat(
-        [dora.forward(x, linear) if has_magnitude(linear)
-         else ops.projection(x, [linear.part()], dropout=dropout_of([linear])) for linear in linears], -1,
-    )  # fmt: skip
-    return out if residual is None else out + residual

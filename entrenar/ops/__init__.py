@@ -1,6 +1,7 @@
 """The operations: each is one function with its way back. Importing this package gives Tensor its methods."""
 
-from entrenar.ops.activation import gelu, relu, silu, softmax, swiglu, swish
+from entrenar.ops.activation import gated, gelu, relu, silu, softmax, swiglu, swish
+from entrenar.ops.affine import affine
 from entrenar.ops.arithmetic import add, div, exp, log, mean, mul, neg, pow, sub, sum
 from entrenar.ops.attention import attention, rope, rope_attention
 from entrenar.ops.cast import cast
@@ -14,8 +15,8 @@ from entrenar.ops.shape import concat, reshape, slice, transpose
 from entrenar.tensor import Tensor
 
 __all__ = [
-    "Lora", "Part", "Tensor", "add", "attention", "cast", "concat", "cross_entropy", "div", "dropout", "embedding",
-    "exp", "gelu", "layer_norm", "linear", "linear_cross_entropy", "log", "matmul", "mean", "mul", "neg", "pow",
-    "projection", "relu", "reshape", "rms_norm", "rope", "rope_attention", "silu", "slice", "softmax", "sub", "sum",
-    "swiglu", "swish", "transpose",
+    "Lora", "Part", "Tensor", "add", "affine", "attention", "cast", "concat", "cross_entropy", "div", "dropout",
+    "embedding", "exp", "gated", "gelu", "layer_norm", "linear", "linear_cross_entropy", "log", "matmul", "mean",
+    "mul", "neg", "pow", "projection", "relu", "reshape", "rms_norm", "rope", "rope_attention", "silu", "slice",
+    "softmax", "sub", "sum", "swiglu", "swish", "transpose",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from entrenar.backend import cpu
 from entrenar.errors import ShapeError, UsageError
-from entrenar.ops._arrays import contiguous, normal_axes
+from entrenar.ops._arrays import contiguous, like, normal_axes, rows
 from entrenar.tensor import Array, Tensor, Vjp, op
 
 
@@ -44,6 +44,24 @@ def swiglu(gate: Tensor, up: Tensor) -> tuple[Array, Vjp]:
         raise ShapeError(f"swiglu: gate {gate.shape} and up {up.shape} differ")
     a, b = contiguous(gate.data), contiguous(up.data)
     return cpu.swiglu(a, b), lambda g: cpu.swiglu_backward(contiguous(g), a, b)
+
+
+@op(flow=("x",))
+def gated(x: Tensor) -> tuple[Array, Vjp]:
+    """silu(gate) * up of x (..., 2·d), gate beside up: `swiglu` of its halves, of which no copy is made."""
+    if x.ndim < 1 or x.shape[-1] % 2:
+        raise ShapeError(f"gated: x {x.shape}; needed is (..., 2·d)")
+    data, width, shape = rows(x.data), x.shape[-1] // 2, x.shape
+
+    def halves(x: Array) -> tuple[Array, Array]:
+        return x[:, :width], x[:, width:]
+
+    def vjp(g: Array) -> tuple[Array]:
+        dx = like(data)
+        cpu.swiglu_backward(rows(g), *halves(data), into=halves(dx))
+        return (dx.reshape(shape),)
+
+    return cpu.swiglu(*halves(data)).reshape(*shape[:-1], width), vjp
 
 
 @op()

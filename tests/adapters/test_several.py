@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import tiny_models as tiny
 
-from entrenar import LoraConfig, no_grad
+from entrenar import LoraConfig, Tensor, manual_seed, no_grad, ops
 from entrenar.errors import AdapterError, ConfigError, FormatError, UsageError
+from entrenar.nn.layers import project
 
 IDS = np.arange(14).reshape(2, 7) % 29
 ALL = LoraConfig(r=3, lora_alpha=5, target_modules="all-linear")
@@ -430,3 +431,45 @@ def test_dora_drops_what_the_adapter_adds_and_scales():
     dropped = logits(model)
     assert np.isclose(dropped, base, atol=1e-5).mean() > 0.5
     assert not np.allclose(logits(model.eval()), base, atol=1e-2)
+
+
+@pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "v_proj", "down_proj"]])
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+def test_dora_is_its_formula_with_a_mask_for_each_layer(targets, dropout):
+    """Fused, with a norm or a gate before it and a residual behind it, against small operations put together."""
+    model = dora("llama-biases", target_modules=targets, lora_dropout=dropout).train()
+    randomize(model, 8)
+    layer = model.model.layers[0]
+    rng = np.random.default_rng(9)
+    for inputs, norm in (((24, layer.self_attn._inputs), layer.input_layernorm), ((64, [layer.mlp.down_proj]), None)):
+        width, linears = inputs
+        x, residual = (Tensor(rng.standard_normal((2, 5, n)), requires_grad=True) for n in (width, 24 * len(linears)))
+        manual_seed(4)
+        out = project(x, linears, norm=norm, gated=norm is None, residual=residual)
+        g = rng.standard_normal(out.shape).astype(np.float32)
+        trained = [x, residual] + [t for linear in linears if linear.lora is not None for _, t in linear.lora.named()]
+        found = gradients(out, g, trained)
+        manual_seed(4)
+        h = norm(x) if norm else ops.swiglu(x[..., :32], x[..., 32:])
+        whole = ops.concat([spelled_out(h, linear, dropout) for linear in linears], -1) + residual
+        assert close(out.numpy(), whole.numpy())
+        for got, want in zip(found, gradients(whole, g, trained), strict=True):
+            assert close(got, want)
+
+
+def spelled_out(h, linear, dropout):
+    """W·x + (gain - 1) ⊙ W·x̃ + gain ⊙ s·B·A·x̃ + bias."""
+    plain, lora = ops.linear(h, linear.weight, linear.bias), linear.lora
+    if lora is None:
+        return plain
+    dropped = ops.dropout(h, dropout)
+    gain = lora.magnitude / Tensor(lora.row_norms(linear.weight))
+    low = ops.linear(ops.linear(dropped, lora.a), lora.b) * lora.scale
+    return plain + ops.linear(dropped, linear.weight) * (gain - 1) + low * gain
+
+
+def gradients(out, g, tensors):
+    for tensor in tensors:
+        tensor.grad = None
+    out.backward(g)
+    return [tensor.grad.numpy().copy() for tensor in tensors]
