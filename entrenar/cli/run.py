@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import ClassVar
 
 from entrenar.cli.output import note, print_json
-from entrenar.cli.settings import option, required, to_toml
+from entrenar.cli.settings import Meaning, option, required, to_toml
 from entrenar.formats.files import atomic_file
 from entrenar.models.causal_lm import CausalLM, count_parameters
 from entrenar.observe.events import subscribed
 from entrenar.observe.sinks import display
 from entrenar.train import TrainConfig, Trainer, TrainResult
-from entrenar.train.config import ALIASES
+from entrenar.train.config import ALIASES, OPTIMIZER_ALIASES
 from entrenar.train.data import sources
+from entrenar.train.setup import OPTIMIZERS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +26,9 @@ class RunSettings(TrainConfig, ABC):
     """The settings of `TrainConfig`, with data and a directory. A subclass builds the model and saves the result."""
 
     ALIASES: ClassVar = ALIASES  # other programs' names, good as flags and in files too
+    MEANINGS: ClassVar = {
+        "optimizer": Meaning("optimizer", {**{name: name for name in OPTIMIZERS}, **OPTIMIZER_ALIASES})
+    }
 
     data: tuple[str, ...] = required("files (plain text, JSONL, JSON), or a directory with train and valid files")
     out: str = required("directory of the run")
@@ -60,25 +64,27 @@ class RunSettings(TrainConfig, ABC):
             file.write(to_toml(self).encode())
         with display() as sink, subscribed(sink):
             result = trainer.fit()
-        if result.stopped_by is not None:
-            note(f"stopped by {result.stopped_by} after step {result.steps}; the same command with --resume goes on")
-            return 128 + signal.Signals[result.stopped_by].value
-        saved = self.save(model, out)
+        saved = None if result.stopped_by is not None else self.save(model, out)
         if self.json:
             print_json(report(result, saved))
-        else:
+        elif saved is not None:
             tell(result, saved)
-        return 0
+        if result.stopped_by is None:
+            return 0
+        note(f"stopped by {result.stopped_by} after step {result.steps}; the same command with --resume goes on")
+        return 128 + signal.Signals[result.stopped_by].value
 
 
-def report(result: TrainResult, saved: Path) -> dict[str, object]:
+def report(result: TrainResult, saved: Path | None) -> dict[str, object]:
+    """As plain JSON; a run that was stopped has saved nothing but its checkpoint."""
     return {
         "steps": result.steps,
         "train_loss": result.train_loss,
         "eval_loss": result.eval_loss,
         "skipped": result.skipped,
         "out": str(result.out),
-        "saved": str(saved),
+        "saved": None if saved is None else str(saved),
+        "stopped_by": result.stopped_by,
     }
 
 

@@ -1,4 +1,4 @@
-"""A command's settings: one frozen dataclass, filled from its defaults, a TOML file, and the command line.
+"""A command's settings: one frozen dataclass, filled from its defaults, a TOML or JSON file, and the command line.
 
 The dataclass is the only source of names, types, defaults and help texts. Flags (``--seq-len 64``), overrides
 (``seq_len=64``) and the keys of the file (``seq_len = 64``) all become words per field here; `tyro` reads
@@ -15,9 +15,9 @@ import re
 import tomllib
 import typing
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from entrenar.errors import ConfigError, UsageError
 
@@ -40,6 +40,13 @@ def positional(help: str, empty: bool = False) -> Any:
     return field(metadata={"help": help, "empty": empty, "positional": True})
 
 
+class Meaning(NamedTuple):
+    """What another program's key says here: of which setting, and which word for each of its words, None for none."""
+
+    name: str
+    words: Mapping[str, str | None]
+
+
 @dataclass(frozen=True)
 class Setting:
     """What the reader of words has to know of a field: does it take one word, many, or none."""
@@ -52,6 +59,7 @@ class Setting:
     positional: bool = False
     required: bool = False
     empty: bool = False  # a required setting that may be the empty text
+    meaning: Meaning | None = None  # what its words say in ours, where they are another program's
 
     @property
     def flag(self) -> str:
@@ -62,12 +70,13 @@ class Setting:
         return self.name.upper() if self.positional else self.flag
 
 
-CONFIG = Setting("config", "a TOML file of settings")
+CONFIG = Setting("config", "a TOML or JSON file of settings")
 SPELLINGS = "name=VALUE means --name VALUE; --config F.toml reads settings from a file."
 
 
 def settings_of(command: type) -> dict[str, Setting]:
-    """Name -> setting, in the order of the fields, then other programs' names (``command.ALIASES``) for the same."""
+    """Name -> setting, in the order of the fields, then other programs' names for the same (``command.ALIASES``) and
+    their keys whose values are spelled otherwise (``command.MEANINGS``)."""
     kinds = typing.get_type_hints(command)
     own = {
         f.name: Setting(
@@ -82,6 +91,9 @@ def settings_of(command: type) -> dict[str, Setting]:
         )
         for f in fields(command)
     }
+    for key, meaning in getattr(command, "MEANINGS", {}).items():
+        setting = own.get(key, Setting(key, "", switch=set(meaning.words) == {"true", "false"}))
+        own[key] = replace(setting, meaning=meaning)
     return own | {alias: own[name] for alias, name in getattr(command, "ALIASES", {}).items() if name in own}
 
 
@@ -142,27 +154,32 @@ def read_words(known: Mapping[str, Setting], args: Sequence[str]) -> Words:
     for name, given in result.items():
         if not given:
             raise UsageError(f"{known[name].flag} needs a value")
-    return result
+    return _in_our_words(known, result)
 
 
 def read_file(known: Mapping[str, Setting], path: Path) -> Words:
-    """Words per field of a TOML file. Tables group keys for the reader only.
+    """Words per field of a TOML file, or of a JSON one (*.json). Tables group keys for the reader only.
 
     Raises:
-        ConfigError: not TOML, an unknown key, or one given twice.
+        ConfigError: not TOML or no JSON object, an unknown key, or one given twice.
     """
+    kind, read = ("a JSON object", json.loads) if path.suffix == ".json" else ("TOML", tomllib.loads)
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(str(path), f"is not TOML: {error}") from error
+        content = read(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:  # the decoders' own errors are ValueErrors, as of wrong UTF-8
+        raise ConfigError(str(path), f"is not {kind}: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(str(path), f"is not {kind}")
     result: Words = {}
     for key, value in _flat(content):
         name = _find(key.replace("-", "_"), known, f"key {key} in {path}").name
         if name in result:
             raise ConfigError(str(path), f"key {key} is given twice")
+        if value is None:  # JSON's null: as if it were not there
+            continue
         values = value if isinstance(value, list) else [value]
         result[name] = [str(v).lower() if isinstance(v, bool) else str(v) for v in values]
-    return result
+    return _in_our_words(known, result)
 
 
 def _flat(table: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
@@ -171,6 +188,26 @@ def _flat(table: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
             yield from _flat(value)
         else:
             yield key, value
+
+
+def _in_our_words(known: Mapping[str, Setting], words: Words) -> Words:
+    """Other programs' keys and words replaced by what they mean."""
+    result: Words = {}
+    for key, given in words.items():
+        meaning = known[key].meaning
+        if meaning is None:
+            result[key] = given
+            continue
+        said = " ".join(given)
+        if said not in meaning.words:
+            raise UsageError(f"{key}: {said!r} is not one of {', '.join(meaning.words)}")
+        ours = meaning.words[said]
+        if ours is None:
+            continue
+        if key != meaning.name and words.get(meaning.name, [ours]) != [ours]:
+            raise UsageError(f"{key} {said} means {meaning.name} {ours}, and {meaning.name} is given as well")
+        result[meaning.name] = [ours]
+    return result
 
 
 def _find(name: str, known: Mapping[str, Setting], what: str) -> Setting:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from entrenar import backend
-from entrenar.cli.finetune import targets
+from entrenar.cli.adapter import targets
 from entrenar.cli.model import STREAM
 from entrenar.cli.settings import option
 from entrenar.cli.shape import Shape

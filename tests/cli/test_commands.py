@@ -16,7 +16,8 @@ import pytest
 
 import entrenar as en
 from entrenar.cli import main
-from entrenar.cli.finetune import targets
+from entrenar.cli.adapter import targets
+from entrenar.observe import Event, subscribed
 from entrenar.tokenizer import from_characters
 
 TEXT = "the cat sat on the mat. the dog sat on the log. " * 20
@@ -320,6 +321,26 @@ def test_train_makes_its_own_vocabulary_or_borrows_one(
 )
 def test_targets(words: tuple[str, ...], expected: object) -> None:
     assert targets(words) == expected
+
+
+def test_a_run_that_is_stopped_says_so_as_json(
+    base: Path, text_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(event: Event) -> None:
+        if event.name == "train.step" and event.fields["step"] == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    out = tmp_path / "run"
+    with subscribed(stop):
+        code, said, err = run(
+            capsys, "finetune", "--model", base, "--data", text_file, "--out", out, *TRAINING, "--json"
+        )
+    found = json.loads(said)
+    assert (code, found["stopped_by"], found["steps"], found["saved"]) == (130, "SIGINT", 2, None)
+    assert "stopped by SIGINT after step 2; the same command with --resume goes on" in err
+    assert not (out / "adapter").exists()
+    found = result(capsys, "finetune", "--config", out / "settings.toml", "--resume")
+    assert (found["stopped_by"], found["steps"], found["saved"]) == (None, 4, str(out / "adapter"))
 
 
 # ---- what can't be

@@ -147,6 +147,16 @@ def test_wrong_file_says_what_and_where(tmp_path: Path, text: str, expected: str
     assert complaint(*NEEDED, "--config", str(file)) == expected.replace("FILE", str(file))
 
 
+def test_a_json_file_says_the_same(tmp_path: Path) -> None:
+    file = tmp_path / "run.json"
+    file.write_text('{"mode": "slow", "more": {"seq-len": 7, "json": true, "seed": null}}')
+    result = parse(Command, [*NEEDED, "--config", str(file)], "entrenar test")
+    assert result == Command(model="m", data=("d",), mode="slow", seq_len=7, json=True)
+    for text in ("[1, 2]", "{", "[" * 100_000):
+        file.write_text(text)
+        assert complaint(*NEEDED, "--config", str(file)).startswith(f"{file}: is not a JSON object")
+
+
 def test_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"absent\.toml"):
         parse(Command, ["--config", str(tmp_path / "absent.toml")], "entrenar test")
