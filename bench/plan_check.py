@@ -2,10 +2,10 @@
 
     python bench/plan_check.py [--seed N] [--count 20] [--first 0] [--json]
 
-Draws models of different depth, width and vocabulary, adapters and full training, types, batches, optimizers and
-budgets; asks `entrenar plan` and runs `entrenar bench step`, each in a process of its own. Exit code 1 where the worst
-prediction is off by more than a tenth. Without --seed a new one is drawn, and said. Runs of the same seed are the
-same, so that --first and --count cut a long one into pieces.
+Draws models of different depth, width and vocabulary, adapters (LoRA, DoRA, dropout, whole modules) and full training,
+types, batches, micro-batches, optimizers and budgets; asks `entrenar plan` and runs `entrenar bench step`, each in a
+process of its own. Exit code 1 where the worst prediction is off by more than a tenth. Without --seed a new one is
+drawn, and said. Runs of the same seed are the same, so that --first and --count cut a long one into pieces.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ TARGETS = (
     ("q_proj", "k_proj", "v_proj", "o_proj"),
     ("gate_proj", "up_proj", "down_proj"),
 )
+WHOLE = ((), (), ("lm_head",), ("embed_tokens",), ("embed_tokens", "lm_head"), ("norm",))
 
 
 def draw(rng: random.Random) -> list[str]:
@@ -56,6 +57,10 @@ def draw(rng: random.Random) -> list[str]:
         words += [f"--rank={rng.choice((4, 8, 16, 64))}", f"--dtype={rng.choice(types)}"]
         words += [] if quant is None else [f"--quant={quant}"]
         words += ["--target", *rng.choice(TARGETS)]
+        words += rng.choice(([], ["--dora"])) + rng.choice(([], [], ["--dropout=0.1"]))
+        whole = rng.choice(WHOLE)
+        words += ["--modules-to-save", *whole] if whole else []
+    words += rng.choice(([], [], ["--gradient-accumulation-steps=2"]))
     return words + rng.choice(([], [], ["--gradient-checkpointing"], ["budget"]))
 
 
@@ -75,7 +80,7 @@ def configurations(seed: int) -> Any:
             continue
         if budgeted:  # between what all layers recomputed take, and none
             least = plan([*flags, "--gradient-checkpointing"])["predicted_peak_gb"]
-            budget = 1.02 * least + rng.random() * (found["predicted_peak_gb"] - least)
+            budget = 1.05 * least + rng.random() * (found["predicted_peak_gb"] - least)
             flags.append(f"--memory-budget={budget:.3f}GiB")
             found = plan(flags)
         yield flags, found

@@ -59,7 +59,6 @@ class Command(StepSettings):
 
     def run(self) -> int:
         model = self.build()
-        self.check_context(model.config)
         result, profile, kernels = self.measure(model)
         if self.profile is not None:
             Path(self.profile).write_text(json.dumps(profile.trace()), encoding="utf-8")
@@ -86,11 +85,13 @@ class Command(StepSettings):
 
     def measure(self, model: CausalLM) -> tuple[dict[str, Any], Profile, list[Kernel]]:
         """What ``--json`` prints, the profile of the last steps, and its rows."""
-        shape = (self.batch_size, self.seq_len)
-        ids = np.random.default_rng(self.seed).integers(0, model.config.vocab_size, shape)
-        plan = plan_for(model, self.training())
+        training = self.training(model.config)
+        shape = (training.batch_size, training.seq_len)
+        parts = training.gradient_accumulation_steps
+        ids = np.random.default_rng(self.seed).integers(0, model.config.vocab_size, (parts, *shape))
+        plan = plan_for(model, training)
         model.model.recompute, model.logits_rows = plan.recomputed, plan.rows
-        step = stepper(model, ids, self.training())
+        step = stepper(model, ids, training)
         for _ in range(WARM_UP):
             loss = step()
         if not math.isfinite(loss):
@@ -113,12 +114,13 @@ class Command(StepSettings):
             arithmetic["bf16" if row.dtype == "bf16" else "f32"] += row.flops
         kind = max(arithmetic, key=lambda name: arithmetic[name])
         median = statistics.median(seconds)
-        flops = step_flops(model, *shape)
+        flops = parts * step_flops(model, *shape)
         result = {
-            "work": "full" if self.full else f"lora-r{self.rank}",
+            "work": "full" if self.full else f"{'dora' if self.dora else 'lora'}-r{self.rank}",
             "model": self.preset or self.model or "sizes",
-            "batch_size": self.batch_size,
-            "seq_len": self.seq_len,
+            "batch_size": training.batch_size,
+            "gradient_accumulation_steps": parts,
+            "seq_len": training.seq_len,
             "dtype": self.dtype,
             "quant": self.quant,
             "stream": self.stream,
@@ -147,16 +149,20 @@ class Command(StepSettings):
 
 
 def stepper(model: CausalLM, ids: NDArray[np.int64], training: TrainConfig) -> Callable[[], float]:
-    """A function that does one step, clipping included, and returns its loss."""
+    """A function that does one step on ids (micro-batches, B, T), clipping included, and returns its loss."""
     parameters = dict(model.named_parameters())
     optimizer = make_optimizer(training, parameters)
+    labels = ids[..., 1:].size
 
     def step() -> float:
-        loss = model.loss(ids)
-        loss.backward()
+        total = 0.0
+        for part in ids:
+            loss = model.loss(part, denominator=labels)
+            loss.backward()
+            total += loss.item()
         optimizer.step(scale=clip_scale(grad_norm(parameters.values()), training.max_grad_norm))
         optimizer.zero_grad()
-        return loss.item()
+        return total
 
     return step
 
@@ -176,8 +182,9 @@ def as_json(row: Kernel) -> dict[str, Any]:
 
 def show(result: dict[str, Any], kernels: list[Kernel], seconds: float) -> None:
     low, high = result["tokens_per_second_range"]
-    print(f"{result['model']}, {result['work']}, {result['batch_size']} x {result['seq_len']} tokens, "
-          f"{result['isa']}, {result['threads']} threads, loss {result['loss']:.3f}")  # fmt: skip
+    parts = result["gradient_accumulation_steps"]
+    print(f"{result['model']}, {result['work']}, {f'{parts} x ' if parts > 1 else ''}{result['batch_size']} x "
+          f"{result['seq_len']} tokens, {result['isa']}, {result['threads']} threads, loss {result['loss']:.3f}")
     print(f"{result['tokens_per_second']:,.1f} tokens/s ({low:,.1f} to {high:,.1f}), "
           f"{result['tflops']:.3f} useful TFLOP/s, {result['share_of_peak']:.1%} of the {result['arithmetic']} peak, "
           f"{result['peak_rss_gb']:.2f} GiB at most")  # fmt: skip

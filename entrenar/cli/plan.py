@@ -11,7 +11,7 @@ from entrenar.backend import get_num_threads, isa
 from entrenar.cli.output import print_json
 from entrenar.cli.settings import option
 from entrenar.cli.step import StepSettings
-from entrenar.errors import AdapterError, ConfigError
+from entrenar.errors import ConfigError
 from entrenar.models.dtype import DTYPES, Policy, fresh, natural
 from entrenar.models.flops import useful_flops
 from entrenar.models.memory import available_bytes, gigabytes, parse_bytes
@@ -21,9 +21,10 @@ from entrenar.models.stream import streamed_layers
 from entrenar.quant import QType
 from entrenar.train.advice import suggestions
 from entrenar.train.config import TrainConfig
-from entrenar.train.footprint import Footprint, Work
+from entrenar.train.footprint import Footprint
 from entrenar.train.plan import MARGIN, Plan, make_plan
 from entrenar.train.speed import Rates, step_seconds
+from entrenar.train.work import Work
 
 WORDS = {
     "process": "the process without the model",
@@ -35,6 +36,7 @@ WORDS = {
     "layer": "what the place in the step itself needs",
     "logits": "logits held at once",
 }
+TRIED = "smaller types, batches, ranks and sequences, fewer layers with an adapter; a smaller model may fit"
 GIB = 2**30
 
 
@@ -46,7 +48,7 @@ class Command(StepSettings):
     first; by default into nine tenths of what is available. GB are 10^9 bytes, GiB 2^30.
     """
 
-    batch_size: int = option(TrainConfig.batch_size, "sequences a step")
+    batch_size: int = option(TrainConfig.batch_size, "sequences a micro-batch")
     fit: str | None = option(None, "memory that a step may take, such as 8GB; by default what is available")
     json: bool = option(False, "print one JSON object")
 
@@ -65,6 +67,7 @@ class Command(StepSettings):
         result = {
             "model": self.preset or self.model or "sizes",
             "parameters": work.config.num_parameters(),
+            "command": "train" if self.full else "finetune",
             "trained": sum(work.trained.values()),
             "compute": work.compute,
             "isa": isa(),
@@ -73,7 +76,9 @@ class Command(StepSettings):
             **as_json(work, plan, rates),
             "limit_gb": limit / GIB,
             "fits": plan.predicted <= limit,
-            "suggestions": [{"flags": list(s.flags), **as_json(s.work, s.plan, rates)} for s in found],
+            "suggestions": [
+                {"command": s.command, "flags": list(s.flags), **as_json(s.work, s.plan, rates)} for s in found
+            ],
         }
         if self.json:
             print_json(result)
@@ -85,7 +90,7 @@ class Command(StepSettings):
         """What would be loaded or made, and trained.
 
         Raises:
-            ConfigError: nothing would be trained. AdapterError: no layer is selected.
+            ConfigError: nothing would be trained. AdapterError: the adapter does not fit the model.
         """
         kept: Mapping[str, Plain | Quantized | QType]
         if self.model is not None:
@@ -98,7 +103,6 @@ class Command(StepSettings):
             matrices = policy.storage or DTYPES["f32"]
             shapes = config.parameter_shapes()
             kept = {name: kept_as(name, shape, matrices, self.quant, config) for name, shape in shapes.items()}
-        self.check_context(config)
         types = {name: kind if isinstance(kind, QType) else kind.qtype for name, kind in kept.items()}
         if self.full and self.dtype != "bf16" and any(kind.name != "f32" for kind in types.values()):
             raise ConfigError("full", "weights in 16 bit or less are frozen; --dtype f32, mixed or bf16 trains them")
@@ -107,17 +111,15 @@ class Command(StepSettings):
         if self.stream and not can_stream:
             raise ConfigError("stream", "no layer has quantized weights that could stay in the file")
         streamed = self.stream if can_stream else None
-        work = Work(config, types, compute, self.adapter(), self.training(), streamed)
-        if not work.trained:
-            raise AdapterError(f"target: {' '.join(self.target)} selects no linear layer")
-        return work
+        return Work(config, types, compute, self.adapter(), self.training(config), streamed, self.quant)
 
     def show(self, work: Work, plan: Plan, result: dict[str, Any]) -> None:
         """The tables, on stdout."""
         what = "all weights" if self.full else f"an adapter of rank {self.rank}"
+        steps, training = work.training.gradient_accumulation_steps, work.training
         print(f"{result['model']}: {result['parameters']:,} parameters, {result['trained']:,} trained ({what})")
-        print(f"{self.batch_size} x {self.seq_len} tokens a step, {work.compute} at level {result['isa']}, "
-              f"{result['threads']} threads\n")  # fmt: skip
+        print(f"{f'{steps} x ' if steps > 1 else ''}{training.batch_size} x {training.seq_len} tokens a step, "
+              f"{work.compute} at level {result['isa']}, {result['threads']} threads\n")  # fmt: skip
         if work.streamed:
             print(f"  {sum(work.resident.values()) / GIB:8.3f} GiB  of these weights in memory at once:")
         for name, row in result["weights"].items():
@@ -132,12 +134,13 @@ class Command(StepSettings):
         if result["fits"]:
             print(f"fits into {size} ({limit})")
         elif not result["suggestions"]:
-            print(f"does not fit into {size} ({limit}), and no setting makes it fit: take a smaller model")
+            print(f"does not fit into {size} ({limit}), nor with all that was tried together: {TRIED}")
         else:
             print(f"does not fit into {size} ({limit}); what does, the mildest change first:")
             for row in result["suggestions"]:
+                instead = "" if row["command"] == result["command"] else f"entrenar {row['command']} "
                 print(f"  {row['predicted_peak_gb']:8.3f} GiB, {row['tokens_per_second']:8,.0f} tokens/s  "
-                      f"{' '.join(row['flags'])}")  # fmt: skip
+                      f"{instead}{' '.join(row['flags'])}")  # fmt: skip
 
 
 def by_type(work: Work) -> dict[str, dict[str, int]]:
@@ -152,9 +155,11 @@ def by_type(work: Work) -> dict[str, dict[str, int]]:
 def as_json(work: Work, plan: Plan, rates: Rates) -> dict[str, Any]:
     """A plan and its time as plain numbers."""
     training = work.training
-    seconds = step_seconds(work, plan, rates)
+    steps, seconds = training.gradient_accumulation_steps, step_seconds(work, plan, rates)
+    flops = useful_flops(work.config, work.trained, training.batch_size, training.seq_len)
     return {
         "batch_size": training.batch_size,
+        "gradient_accumulation_steps": steps,
         "seq_len": training.seq_len,
         "recomputed_layers": plan.recomputed,
         "layers": plan.layers,
@@ -162,7 +167,7 @@ def as_json(work: Work, plan: Plan, rates: Rates) -> dict[str, Any]:
         "where": plan.peak.where,
         "bytes": dict(plan.peak.parts),
         "predicted_peak_gb": plan.predicted / GIB,
-        "tflop": useful_flops(work.config, work.trained, training.batch_size, training.seq_len) / 1e12,
+        "tflop": steps * flops / 1e12,
         "seconds_per_step": seconds,
-        "tokens_per_second": work.tokens / seconds,
+        "tokens_per_second": steps * work.tokens / seconds,
     }

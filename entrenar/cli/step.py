@@ -6,29 +6,30 @@ from dataclasses import dataclass
 from typing import Literal
 
 from entrenar import backend
-from entrenar.cli.adapter import targets
+from entrenar.cli.adapter import AdapterSettings
 from entrenar.cli.model import STREAM
+from entrenar.cli.output import note
 from entrenar.cli.settings import option
 from entrenar.cli.shape import Shape
-from entrenar.errors import ConfigError, UsageError
+from entrenar.errors import UsageError
 from entrenar.models.dtype import DTypeName
 from entrenar.models.spec import ModelConfig
 from entrenar.nn.lora import LoraConfig
 from entrenar.train.config import TrainConfig
+from entrenar.train.setup import resolved
 
 LEARNING_RATE = 1e-4
 
 
 @dataclass(frozen=True, kw_only=True)
-class StepSettings(Shape):
+class StepSettings(Shape, AdapterSettings):
     """A model, what of it is trained, and on how many tokens a step."""
 
     model: str | None = option(None, "a GGUF file or a Hugging Face directory, instead of a preset or sizes")
     full: bool = option(False, "train all weights, not an adapter")
-    rank: int = option(16, "rank of the adapter")
-    target: tuple[str, ...] = option(("all-linear",), "layers with an adapter: all-linear, names, or a pattern")
-    batch_size: int = option(2, "sequences a step")
-    seq_len: int = option(512, "tokens a sequence")
+    batch_size: int = option(2, "sequences a micro-batch")
+    gradient_accumulation_steps: int = option(1, "micro-batches a step")
+    seq_len: int = option(512, "tokens a sequence, at most the model's context")
     dtype: Literal["auto", "f32", "f16", "bf16", "mixed"] = option(
         "auto", "type of the weights; auto: as they are, a preset under an adapter in bf16 where that is fast"
     )
@@ -46,40 +47,28 @@ class StepSettings(Shape):
             raise UsageError("--stream: it takes a GGUF file, given as --model")
         if self.quant is not None and self.full:
             raise UsageError("--quant: quantized weights are frozen; --full trains all of them")
-        for name, least in (("batch_size", 1), ("seq_len", 2)):
-            if getattr(self, name) < least:
-                raise ConfigError(name, f"{getattr(self, name)} must be at least {least}")
-        self.training()  # a budget that is no size is an error before anything is built
+        self._training()  # what can't be is an error before anything is built
         self.adapter()
 
-    def training(self) -> TrainConfig:
-        """The settings that training has as well."""
-        return TrainConfig(
-            batch_size=self.batch_size,
-            seq_len=self.seq_len,
-            optimizer=self.optimizer,
-            learning_rate=LEARNING_RATE,
-            memory_budget=self.memory_budget,
-            gradient_checkpointing=self.gradient_checkpointing,
-        )
+    def training(self, config: ModelConfig) -> TrainConfig:
+        """The settings that training has as well, for a model; a longer sequence than its context is lowered, as a run
+        does, and that is said."""
+        training = resolved(self._training(), config, self.adapter())
+        if training.seq_len < self.seq_len:
+            note(f"seq_len {self.seq_len} is lowered to the model's context, {training.seq_len} tokens")
+        return training
+
+    def _training(self) -> TrainConfig:
+        names = ("batch_size", "gradient_accumulation_steps", "seq_len", "optimizer", "memory_budget",
+                 "gradient_checkpointing")  # fmt: skip
+        return TrainConfig(learning_rate=LEARNING_RATE, **{name: getattr(self, name) for name in names})
 
     def adapter(self) -> LoraConfig | None:
         """None where all weights are trained."""
-        if self.full:
-            return None
-        return LoraConfig(r=self.rank, lora_alpha=2 * self.rank, target_modules=targets(self.target))
+        return None if self.full else self.lora_config()
 
     def made_as(self) -> DTypeName:
         """The type of a model that is made, not loaded."""
         if self.dtype == "auto" and not self.full and self.quant is None and backend.cpu.fast_bf16():
             return "bf16"
         return self.dtype
-
-    def check_context(self, config: ModelConfig) -> None:
-        """
-        Raises:
-            ConfigError: a sequence is longer than the model's context.
-        """
-        context = config.max_position_embeddings
-        if self.seq_len > context:
-            raise ConfigError("seq_len", f"{self.seq_len} is beyond the model's context of {context}")

@@ -140,8 +140,6 @@ class Adapted(Module):
             rank, scale = config.rank_of(path), config.scale_of(path)
             rng = np.random.Generator(np.random.PCG64([seed, index]))
             if isinstance(module, Embedding):
-                if config.use_dora:
-                    raise AdapterError(f"{path}: use_dora is served on linear layers only")
                 factors[path] = LowRankTable.init(out, in_, rank, scale, rng)
                 continue
             low = factors[path] = LowRank.init(out, in_, rank, scale, config.lora_dropout, rng)

@@ -98,7 +98,7 @@ class Trainer:
         self, model: CausalLM, data: TrainingData | AnyPath | Iterable[AnyPath], config: TrainConfig | None = None
     ) -> None:
         self.model = model
-        self.config = config = resolved(TrainConfig() if config is None else config, model)
+        self.config = config = resolved(config or TrainConfig(), model.config, model.adapter)
         self.parameters = dict(model.named_parameters())
         if not any(tensor.ndim >= 2 for tensor in self.parameters.values()):
             raise ConfigError(

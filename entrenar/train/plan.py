@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from entrenar.errors import MemoryLimitError
 from entrenar.models.memory import available_bytes, gigabytes, parse_bytes, resident_bytes
 from entrenar.train.config import TrainConfig
-from entrenar.train.footprint import BASE, Footprint, Moment, Work
+from entrenar.train.footprint import BASE, Footprint, Moment
+from entrenar.train.work import Work
 
 if TYPE_CHECKING:
     from entrenar.models.causal_lm import CausalLM
@@ -87,7 +88,7 @@ def make_plan(size: Footprint, training: TrainConfig, free: int) -> Plan:
 def plan_for(model: CausalLM, training: TrainConfig) -> Plan:
     """The plan for this model in this process, whose memory besides the model is taken as it is."""
     work = Work.of(model, training)
-    adapters = sum(f.a.data.nbytes + f.b.data.nbytes for _, linear in model.linears() if (f := linear.lora) is not None)
+    added = sum(tensor.data.nbytes for tensor in model.parameters()) if model.adapter is not None else 0
     resident = resident_bytes()
-    base = max(BASE, resident - sum(work.resident.values()) - adapters)
+    base = max(BASE, resident - sum(work.resident.values()) - added)
     return make_plan(Footprint(work, base), training, available_bytes() + resident)

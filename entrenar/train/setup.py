@@ -5,14 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
+from entrenar.models.spec import ModelConfig
+from entrenar.nn.lora import LoraConfig
 from entrenar.optim import SGD, Adam, AdamW, AdamW8bit, Optimizer, schedule
 from entrenar.tensor import Tensor
 from entrenar.train.config import TrainConfig
-
-if TYPE_CHECKING:
-    from entrenar.models.causal_lm import CausalLM
 
 # Peak rate of an adapter at width 2000, and how it falls with the width; all weights together take a tenth of it.
 # Fitted to Llama models by Schulman et al., "LoRA Without Regret" (Thinking Machines Lab, 2025).
@@ -35,13 +33,13 @@ SCHEDULES: Mapping[str, Callable[[TrainConfig, int, int], schedule.Schedule]] = 
 }
 
 
-def resolved(config: TrainConfig, model: CausalLM) -> TrainConfig:
+def resolved(config: TrainConfig, model: ModelConfig, adapter: LoraConfig | None) -> TrainConfig:
     """The settings with what depends on the model: a learning rate, and sequences that fit into its context."""
-    config = replace(config, seq_len=min(config.seq_len, model.config.max_position_embeddings))
+    config = replace(config, seq_len=min(config.seq_len, model.max_position_embeddings))
     if config.learning_rate is not None:
         return config
-    at_width = ADAPTER_RATE if model.adapter is not None else FULL_RATE
-    return replace(config, learning_rate=at_width * (WIDTH / model.config.hidden_size) ** POWER)
+    at_width = ADAPTER_RATE if adapter is not None else FULL_RATE
+    return replace(config, learning_rate=at_width * (WIDTH / model.hidden_size) ** POWER)
 
 
 def _rate(config: TrainConfig) -> float:

@@ -11,8 +11,9 @@ import numpy as np
 from entrenar.backend import cpu
 from entrenar.models.dtype import DTYPES, Compute
 from entrenar.models.flops import ATTENTION, ATTENTION_FORWARD, FORWARD, attention_flops, matrices, useful_flops
-from entrenar.train.footprint import FLOAT, Work
+from entrenar.train.layer import FLOAT
 from entrenar.train.plan import Plan
+from entrenar.train.work import Work
 
 ATTENTION_SHARE = 0.5  # of a product's rate
 PASSES = 5  # times that what layers keep is written or read besides the products, forward and backward
@@ -54,7 +55,7 @@ def _best(action: Callable[[], object]) -> float:
 
 
 def step_seconds(work: Work, plan: Plan, rates: Rates) -> float:
-    """Seconds of an optimizer step of one micro-batch: forward, backward, what is computed again, the update."""
+    """Seconds of an optimizer step: forward, backward and what is computed again of each micro-batch, the update."""
     training, config = work.training, work.config
     pairs = training.batch_size * attention_flops(config, training.seq_len)  # of one product
     useful = useful_flops(config, work.trained, training.batch_size, training.seq_len)
@@ -62,7 +63,8 @@ def step_seconds(work: Work, plan: Plan, rates: Rates) -> float:
     in_layers = sum(work.elements[name] for name in matrices(config) if name.startswith("model.layers."))
     products = useful - ATTENTION * pairs + again * FORWARD * work.tokens * in_layers
     attention = (ATTENTION + again * ATTENTION_FORWARD) * pairs / ATTENTION_SHARE
-    parts = plan.peak.parts
-    update = 2 * parts["optimizer"] + 4 * FLOAT * sum(work.trained.values())  # gradients' norm, weights
-    moved = (2 + again) * sum(work.weights.values()) + (PASSES + 2 * again) * plan.kept + update
-    return (products + attention) / rates.product + moved / rates.memory + BETWEEN * plan.layers * (1 + again / 2)
+    moved = (2 + again) * sum(work.weights.values()) + (PASSES + 2 * again) * plan.kept
+    between = BETWEEN * plan.layers * (1 + again / 2)
+    micro_batch = (products + attention) / rates.product + moved / rates.memory + between
+    update = 2 * plan.peak.parts["optimizer"] + 4 * FLOAT * sum(work.trained.values())  # gradients' norm, weights
+    return training.gradient_accumulation_steps * micro_batch + update / rates.memory

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from entrenar.cli import finetune
+from entrenar.cli import bench, finetune, plan
 from entrenar.cli.adapter import AXOLOTL, PEFT, AdapterSettings
 from entrenar.cli.settings import parse, to_toml
 from entrenar.errors import ConfigError, UsageError
@@ -113,3 +113,21 @@ def test_a_flag_comes_before_a_file_whatever_both_are_called(tmp_path: Path) -> 
     file.write_text("lora_r = 8\nrank = 4\n")
     with pytest.raises(ConfigError, match="key rank is given twice"):
         settings("--config", str(file))
+
+
+@pytest.mark.parametrize(
+    ("command", "needed"),
+    [
+        (finetune.Command, NEEDED),
+        (plan.Command, ["--preset", "llama-124m"]),
+        (bench.Command, ["step", "--preset", "llama-124m"]),
+    ],
+)
+def test_the_commands_share_them(command: type, needed: list[str]) -> None:
+    flags = "--r 8 --lora-alpha 4 --use-dora --use-rslora --lora-dropout 0.1 --modules-to-save lm_head"
+    found = parse(command, [*needed, *flags.split(), "--target-modules", "q_proj"], "entrenar")
+    assert found is not None
+    assert found.lora_config() == LoraConfig(
+        r=8, lora_alpha=4, use_dora=True, use_rslora=True, lora_dropout=0.1, target_modules=["q_proj"],
+        modules_to_save=["lm_head"],
+    )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 
@@ -15,25 +16,26 @@ from entrenar.models.memory import parse_bytes
 from entrenar.models.storage import kept_as
 from entrenar.observe import subscribed
 from entrenar.train import TrainConfig, Trainer
-from entrenar.train.footprint import Footprint, Work
+from entrenar.train.footprint import Footprint
 from entrenar.train.plan import Plan, make_plan
+from entrenar.train.work import Work
 
 LORA = en.LoraConfig(r=16, target_modules="all-linear")
 QWEN = en.ModelConfig.preset("qwen2.5-0.5b")
 
 RUN = """
-import numpy as np, sys
+import json, numpy as np, sys
 import entrenar as en
 from entrenar.data import Rows, Sample
 from entrenar.train import TrainConfig, Trainer, TrainingData
-dtype, lora, batch, budget = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+dtype, adapter, batch, budget = sys.argv[1], json.loads(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
 config = en.ModelConfig(
     vocab_size=6000, hidden_size=256, intermediate_size=704, num_hidden_layers=6, num_attention_heads=4,
     num_key_value_heads=2, max_position_embeddings=256, tie_word_embeddings=True,
 )
 model = en.CausalLM.from_config(config, dtype=dtype)
-if lora:
-    model.add_lora(en.LoraConfig(r=8, target_modules="all-linear"))
+if adapter is not None:
+    model.add_lora(en.LoraConfig(r=8, target_modules="all-linear", **adapter))
 rng = np.random.default_rng(0)
 ids = [rng.integers(0, 6000, 256).astype(np.int32) for _ in range(2 * batch)]
 data = TrainingData(Rows([Sample(row, row, "") for row in ids], seq_len=256, packing=False), None)
@@ -46,18 +48,55 @@ print(trainer.plan.predicted, trainer.plan.recomputed, int(status.split("VmHWM:"
 
 
 @pytest.mark.parametrize(
-    ("dtype", "lora", "batch", "budget"),
-    [("mixed", 0, 8, "none"), ("f32", 0, 8, "none"), ("bf16", 1, 16, "none"), ("bf16", 1, 16, "220MB"),
-     ("f32", 1, 8, "210MB")],
-)  # fmt: skip
-def test_the_prediction_is_what_a_process_takes(dtype: str, lora: int, batch: int, budget: str) -> None:
-    command = [sys.executable, "-c", RUN, dtype, str(lora), str(batch), budget]
+    ("dtype", "adapter", "batch", "budget"),
+    [
+        ("mixed", None, 8, "none"),
+        ("f32", None, 8, "none"),
+        ("bf16", {}, 16, "none"),
+        ("bf16", {}, 16, "220MB"),
+        ("f32", {}, 8, "210MB"),
+        ("bf16", {"use_dora": True}, 16, "none"),
+        ("bf16", {"use_dora": True, "lora_dropout": 0.1}, 16, "none"),
+        ("f32", {"use_dora": True, "lora_dropout": 0.1}, 8, "260MB"),
+        ("bf16", {"modules_to_save": ["lm_head", "norm"]}, 8, "none"),
+        ("bf16", {"modules_to_save": ["embed_tokens", "lm_head"]}, 8, "none"),
+        ("f32", {"modules_to_save": ["embed_tokens", "up_proj"]}, 8, "none"),
+    ],
+)
+def test_the_prediction_is_what_a_process_takes(
+    dtype: str, adapter: dict[str, object] | None, batch: int, budget: str
+) -> None:
+    command = [sys.executable, "-c", RUN, dtype, json.dumps(adapter), str(batch), budget]
     out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     predicted, recomputed, peak = map(float, out.split())
     assert abs(predicted - peak) <= 0.1 * peak
     if budget != "none":
         assert recomputed > 0
         assert peak <= 1.05 * parse_bytes("budget", budget)
+
+
+@pytest.mark.tier1
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize(
+    "adapter",
+    [
+        {"target_modules": "all-linear", "use_dora": True},
+        {"target_modules": ["q_proj", "lm_head"], "use_dora": True, "rank_pattern": {"lm_head": 3}},
+        {"target_modules": ["v_proj", "embed_tokens"]},
+        {"target_modules": "all-linear", "modules_to_save": ["lm_head", "norm"]},
+        {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens", "layers.1.mlp", "input_layernorm"]},
+    ],
+)
+def test_what_is_trained_is_counted_from_shapes_as_the_model_has_it(tied: bool, adapter: dict[str, object]) -> None:
+    model = en.CausalLM.from_config(tiny.model(lora=False).config.replace(tie_word_embeddings=tied))
+    own = sum(weight.data.nbytes for _, weight in model.named_weights())
+    model.add_lora(en.LoraConfig(r=4, **adapter))
+    work = Work.of(model, TrainConfig(optimizer="adamw"))
+    assert sum(work.trained.values()) == en.count_parameters(model)
+    parts = Footprint(work).peak(0).parts
+    assert parts["weights"] == own  # what is trained whole is a copy beside them
+    assert parts["adapter"] == sum(tensor.data.nbytes for tensor in model.parameters())
+    assert parts["optimizer"] == 2 * parts["adapter"]
 
 
 def footprint(budget: str | None = None, **settings: object) -> tuple[Footprint, TrainConfig]:
@@ -82,6 +121,18 @@ def test_a_budget_decides_how_many_layers_keep_their_activations() -> None:
     peaks = [footprint()[0].peak(n).total for n in range(25)]
     assert peaks == sorted(peaks, reverse=True)
     assert plan("auto", free=int(1.7e9 / 0.9)).recomputed == some.recomputed
+
+
+@pytest.mark.tier1
+def test_the_gradients_of_earlier_micro_batches_are_there_throughout() -> None:
+    one, two = ([moment.parts["gradients"] for moment in footprint(gradient_accumulation_steps=n)[0].moments(0)]
+                for n in (1, 2))  # fmt: skip
+    total = 4 * 8_798_208  # f32, factors of rank 16 on all linear layers
+    assert (one[0], one[-1]) == (0, total)
+    assert one == sorted(one)
+    assert two[0] == total
+    assert [later - total for later in two[1:3]] == one[1:3]  # a layer's come beside them and are added then
+    assert total < max(two) < 1.05 * total
 
 
 @pytest.mark.tier1
@@ -111,8 +162,6 @@ def test_sizes() -> None:
 
 
 def test_the_run_says_its_plan(tmp_path) -> None:
-    import json
-
     seen = []
     model = tiny.model()
     with subscribed(lambda event: seen.append(event) if event.name == "train.plan" else None):

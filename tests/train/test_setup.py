@@ -11,15 +11,17 @@ pytestmark = pytest.mark.tier1
 
 def test_the_default_rate_falls_with_the_width_and_is_ten_times_higher_for_an_adapter():
     adapter, whole = tiny.model(lora=True), tiny.model(lora=False)
-    rate = resolved(en.TrainConfig(), adapter).learning_rate
+    rate = resolved(en.TrainConfig(), adapter.config, adapter.adapter).learning_rate
     assert rate == pytest.approx(5e-4 * 125**0.781)  # 16 wide
-    assert resolved(en.TrainConfig(), whole).learning_rate == pytest.approx(rate / 10)
-    whole.config = whole.config.replace(hidden_size=4096, head_dim=None)
-    assert 1e-5 < resolved(en.TrainConfig(), whole).learning_rate < 1e-4
+    assert resolved(en.TrainConfig(), whole.config, None).learning_rate == pytest.approx(rate / 10)
+    wide = whole.config.replace(hidden_size=4096, head_dim=None)
+    assert 1e-5 < resolved(en.TrainConfig(), wide, None).learning_rate < 1e-4
 
 
 def test_a_rate_that_is_given_stays():
-    assert resolved(en.TrainConfig(learning_rate=0.5), tiny.model()).learning_rate == 0.5
+    config = en.TrainConfig(learning_rate=0.5, loraplus_lr_ratio=16)
+    model = tiny.model(lora=True)
+    assert resolved(config, model.config, model.adapter).learning_rate == 0.5
 
 
 def test_the_rate_used_is_in_the_record(tmp_path):
