@@ -38,8 +38,15 @@ def resolved(config: TrainConfig, model: ModelConfig, adapter: LoraConfig | None
     config = replace(config, seq_len=min(config.seq_len, model.max_position_embeddings))
     if config.learning_rate is not None:
         return config
-    at_width = ADAPTER_RATE if adapter is not None else FULL_RATE
+    at_width = FULL_RATE if adapter is None else ADAPTER_RATE / _speed(config, adapter)
     return replace(config, learning_rate=at_width * (WIDTH / model.hidden_size) ** POWER)
+
+
+def _speed(config: TrainConfig, adapter: LoraConfig) -> float:
+    """How many times as far as plain LoRA's one rate moves what the adapter adds: with LoRA+ B's own rate is that many
+    times as high, and rsLoRA counts alpha/√r where the rate was fitted to alpha/r."""
+    ratio = max(1.0, config.loraplus_lr_ratio or 1.0)  # below 1 it is A that learns at the full rate
+    return ratio * (math.sqrt(adapter.r) if adapter.use_rslora else 1.0)
 
 
 def _rate(config: TrainConfig) -> float:

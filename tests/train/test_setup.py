@@ -18,6 +18,27 @@ def test_the_default_rate_falls_with_the_width_and_is_ten_times_higher_for_an_ad
     assert 1e-5 < resolved(en.TrainConfig(), wide, None).learning_rate < 1e-4
 
 
+@pytest.mark.parametrize(
+    ("ratio", "settings", "divisor"),
+    [
+        (None, {"r": 64}, 1),
+        (16, {"r": 64}, 16),  # B keeps the ordinary rate
+        (0.5, {"r": 64}, 1),  # and A, where A is the faster one
+        (None, {"r": 64, "use_rslora": True}, 8),  # alpha/√64 is 8 times alpha/64
+        (None, {"r": 64, "use_rslora": True, "use_dora": True, "lora_alpha": 3}, 8),
+        (16, {"r": 4, "use_rslora": True}, 32),
+    ],
+)
+def test_the_default_rate_is_lower_by_what_makes_an_adapter_faster(
+    ratio: float | None, settings: dict[str, object], divisor: float
+) -> None:
+    config = tiny.model(lora=False).config
+    found = resolved(en.TrainConfig(loraplus_lr_ratio=ratio), config, en.LoraConfig(**settings))
+    assert found.learning_rate == pytest.approx(5e-4 * 125**0.781 / divisor)
+    full = resolved(en.TrainConfig(loraplus_lr_ratio=ratio), config, None)
+    assert full.learning_rate == pytest.approx(5e-5 * 125**0.781)
+
+
 def test_a_rate_that_is_given_stays():
     config = en.TrainConfig(learning_rate=0.5, loraplus_lr_ratio=16)
     model = tiny.model(lora=True)
