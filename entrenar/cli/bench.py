@@ -86,6 +86,7 @@ class Command(StepSettings):
     def measure(self, model: CausalLM) -> tuple[dict[str, Any], Profile, list[Kernel]]:
         """What ``--json`` prints, the profile of the last steps, and its rows."""
         training = self.training(model.config)
+        self.say_lowered(training)
         shape = (training.batch_size, training.seq_len)
         parts = training.gradient_accumulation_steps
         ids = np.random.default_rng(self.seed).integers(0, model.config.vocab_size, (parts, *shape))

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from entrenar.backend import get_num_threads, isa
+from entrenar.cli.adapter import AdapterSettings
 from entrenar.cli.output import print_json
 from entrenar.cli.settings import option
+from entrenar.cli.shape import Shape
 from entrenar.cli.step import StepSettings
 from entrenar.errors import ConfigError
 from entrenar.models.dtype import DTYPES, Policy, fresh, natural
 from entrenar.models.flops import useful_flops
 from entrenar.models.memory import available_bytes, gigabytes, parse_bytes
-from entrenar.models.source import open_model
+from entrenar.models.source import Source, open_model
 from entrenar.models.storage import Plain, Quantized, kept_as, kept_from
 from entrenar.models.stream import streamed_layers
 from entrenar.quant import QType
@@ -37,6 +40,7 @@ WORDS = {
     "logits": "logits held at once",
 }
 TRIED = "smaller types, batches, ranks and sequences, fewer layers with an adapter; a smaller model may fit"
+PLAN_ONLY = ("fit", "json", "full")  # settings that no run has
 GIB = 2**30
 
 
@@ -58,17 +62,19 @@ class Command(StepSettings):
             parse_bytes("fit", self.fit)
 
     def run(self) -> int:
-        work = self.work()
+        source = None if self.model is None else open_model(self.model)
+        work = self.work(source)
+        self.say_lowered(work.training)
         free = available_bytes()
         limit = int(MARGIN * free) if self.fit is None else parse_bytes("fit", self.fit)
         plan = make_plan(Footprint(work), work.training, free)
         rates = Rates.measured(work.compute)
-        found = suggestions(work, limit) if plan.predicted > limit else []
+        found = []
+        if plan.predicted > limit:
+            found = suggestions(lambda settings: replace(self, **settings).work(source), limit)
         result = {
             "model": self.preset or self.model or "sizes",
             "parameters": work.config.num_parameters(),
-            "command": "train" if self.full else "finetune",
-            "trained": sum(work.trained.values()),
             "compute": work.compute,
             "isa": isa(),
             "threads": get_num_threads(),
@@ -77,7 +83,12 @@ class Command(StepSettings):
             "limit_gb": limit / GIB,
             "fits": plan.predicted <= limit,
             "suggestions": [
-                {"command": s.command, "flags": list(s.flags), **as_json(s.work, s.plan, rates)} for s in found
+                {
+                    "flags": flags(s.settings),
+                    "command": replace(self, **s.settings).command_line(),
+                    **as_json(s.work, s.plan, rates),
+                }
+                for s in found
             ],
         }
         if self.json:
@@ -86,15 +97,14 @@ class Command(StepSettings):
             self.show(work, plan, result)
         return 0
 
-    def work(self) -> Work:
-        """What would be loaded or made, and trained.
+    def work(self, source: Source | None) -> Work:
+        """What would be loaded or made, and trained. source: the opened model, None where one is made.
 
         Raises:
             ConfigError: nothing would be trained. AdapterError: the adapter does not fit the model.
         """
         kept: Mapping[str, Plain | Quantized | QType]
-        if self.model is not None:
-            source = open_model(self.model)
+        if source is not None:
             config, policy = source.config, Policy.named(self.dtype)
             shapes = config.parameter_shapes()
             kept = kept_from(source.stored, shapes, policy.storage, self.quant, config)
@@ -111,7 +121,22 @@ class Command(StepSettings):
         if self.stream and not can_stream:
             raise ConfigError("stream", "no layer has quantized weights that could stay in the file")
         streamed = self.stream if can_stream else None
-        return Work(config, types, compute, self.adapter(), self.training(config), streamed, self.quant)
+        work = Work(config, types, compute, self.adapter(), self.training(config), streamed)
+        _ = work.trained  # an adapter that does not fit is an error here, not where its sizes are first asked for
+        return work
+
+    def command_line(self) -> str | None:
+        """The command that does what is planned, with what it needs besides in capitals; None where there is none."""
+        if self.full and self.model is not None:
+            return None
+        given = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
+        if self.full:
+            words, others = ["entrenar", "train"], (*PLAN_ONLY, *(f.name for f in fields(AdapterSettings)))
+        else:  # of a model that exists
+            words, others = ["entrenar", "finetune"], (*PLAN_ONLY, *(f.name for f in fields(Shape)))
+            given = {"model": "MODEL", **given}
+        told = flags({name: value for name, value in given.items() if name not in others})
+        return " ".join([*words, *told, "--data DATA --out RUN"])
 
     def show(self, work: Work, plan: Plan, result: dict[str, Any]) -> None:
         """The tables, on stdout."""
@@ -138,9 +163,24 @@ class Command(StepSettings):
         else:
             print(f"does not fit into {size} ({limit}); what does, the mildest change first:")
             for row in result["suggestions"]:
-                instead = "" if row["command"] == result["command"] else f"entrenar {row['command']} "
+                instead = "entrenar finetune " if self.full and row["trained"] < result["trained"] else ""
                 print(f"  {row['predicted_peak_gb']:8.3f} GiB, {row['tokens_per_second']:8,.0f} tokens/s  "
-                      f"{instead}{' '.join(row['flags'])}")  # fmt: skip
+                      f"{instead}{' '.join(row['flags'])}".rstrip())  # fmt: skip
+            if (command := result["suggestions"][0]["command"]) is not None:
+                print(f"the first one: {command}")
+
+
+def flags(settings: Mapping[str, Any]) -> list[str]:
+    """Settings as they are given to a command, which says itself whether all weights are trained."""
+    told = []
+    for name, value in settings.items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            told += [] if name == "full" else [f"--{flag}" if value else f"--no-{flag}"]
+        else:
+            words = value if isinstance(value, tuple) else (value,)
+            told.append(f"--{flag} {shlex.join(map(str, words))}")
+    return told
 
 
 def by_type(work: Work) -> dict[str, dict[str, int]]:
@@ -158,6 +198,7 @@ def as_json(work: Work, plan: Plan, rates: Rates) -> dict[str, Any]:
     steps, seconds = training.gradient_accumulation_steps, step_seconds(work, plan, rates)
     flops = useful_flops(work.config, work.trained, training.batch_size, training.seq_len)
     return {
+        "trained": sum(work.trained.values()),
         "batch_size": training.batch_size,
         "gradient_accumulation_steps": steps,
         "seq_len": training.seq_len,

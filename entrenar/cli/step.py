@@ -51,12 +51,13 @@ class StepSettings(Shape, AdapterSettings):
         self.adapter()
 
     def training(self, config: ModelConfig) -> TrainConfig:
-        """The settings that training has as well, for a model; a longer sequence than its context is lowered, as a run
-        does, and that is said."""
-        training = resolved(self._training(), config, self.adapter())
+        """The settings that training has as well, for a model: a sequence longer than its context is lowered, as a run
+        does."""
+        return resolved(self._training(), config, self.adapter())
+
+    def say_lowered(self, training: TrainConfig) -> None:
         if training.seq_len < self.seq_len:
             note(f"seq_len {self.seq_len} is lowered to the model's context, {training.seq_len} tokens")
-        return training
 
     def _training(self) -> TrainConfig:
         names = ("batch_size", "gradient_accumulation_steps", "seq_len", "optimizer", "memory_budget",

@@ -29,7 +29,6 @@ class Work:
         types: the type that each of the model's own weights has in memory, by name. adapter: None where all of them are
             trained.
         streamed: whether layers' quantized weights stay in the file; None where there is no such file.
-        quant: what weights of 16 or 32 bits are quantized to as they are loaded or made.
     """
 
     config: ModelConfig
@@ -38,7 +37,6 @@ class Work:
     adapter: LoraConfig | None
     training: TrainConfig
     streamed: bool | None = None
-    quant: str | None = None
 
     @classmethod
     def of(cls, model: CausalLM, training: TrainConfig) -> Work:

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
+from dataclasses import fields
+from importlib.resources import files
 
 import pytest
 
 from entrenar import cli
+from entrenar.cli import finetune, train
+from entrenar.cli.plan import Command as Planned
+from entrenar.cli.settings import parse
+
+BASE = str(files("entrenar.quickstart") / "base.gguf")
 
 
 def plan(capsys: pytest.CaptureFixture[str], *flags: str) -> dict[str, object]:
@@ -31,17 +39,83 @@ def test_true_counts_of_a_7b_model(
 
 
 @pytest.mark.tier2
-def test_suggestions_fit_and_are_flags(capsys: pytest.CaptureFixture[str]) -> None:
-    found = plan(capsys, "--preset", "llama2-7b", "--fit", "8GB")
+@pytest.mark.parametrize(
+    ("flags", "fit", "suggested"),
+    [
+        ("--preset llama2-7b", "8GB", {"--quant"}),
+        ("--preset llama2-7b --dtype f32", "30GB", {"--dtype", "--quant", "--batch-size", "--seq-len"}),
+        ("--preset llama2-7b --quant nf4 --rank 256 --dora --dropout 0.1", "9GB", {"--rank", "--target"}),
+        ("--preset llama2-70b --quant nf4", "26GB", {"--batch-size", "--rank", "--quant"}),
+        ("--preset qwen2.5-0.5b --modules-to-save embed_tokens", "2.6GB", {"--optimizer"}),
+        (f"--model {BASE} --rank 512 --batch-size 32", "200MB", {"--batch-size", "--rank", "--seq-len"}),
+        ("--preset llama-124m --full", "1.5GB", {"--optimizer", "entrenar finetune"}),
+        (f"--model {BASE} --full --dtype f32 --batch-size 32", "150MB", {"--batch-size", "--seq-len"}),
+    ],
+)
+def test_suggestions_fit_are_needed_and_are_commands(
+    flags: str, fit: str, suggested: set[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [*flags.split(), "--fit", fit]
+    found = plan(capsys, *given)
     assert not found["fits"]
-    assert found["suggestions"]
+    named = set()
     for row in found["suggestions"]:
-        assert row["predicted_peak_gb"] * 2**30 <= 8e9
-        flags = [word for flag in row["flags"] for word in flag.split()]
-        again = plan(capsys, "--preset", "llama2-7b", "--fit", "8GB", *flags)
-        assert again["predicted_peak_gb"] <= row["predicted_peak_gb"] * 1.01
+        changes = [flag for flag in row["flags"] if not flag.startswith("--memory-budget")]
+        named |= {flag.split()[0] for flag in changes}
+        if row["trained"] < found["trained"] and "--full" in given:
+            named.add("entrenar finetune")
+            given = [word for word in given if word != "--full"]
+        again = plan(capsys, *given, *words(row["flags"]))
         assert again["fits"]
+        assert again["predicted_peak_gb"] == pytest.approx(row["predicted_peak_gb"])
+        for spared in changes:  # with every layer computed again the least that a step takes without this change
+            without = [flag for flag in changes if flag != spared]
+            assert not plan(capsys, *given, *words(without), "--gradient-checkpointing")["fits"] or not without
+        if row["command"] is None:
+            assert flags.startswith("--model")
+            assert "--full" in flags
+            continue
+        program, name, *rest = shlex.split(row["command"])
+        assert (program, name) == ("entrenar", "train" if "--full" in given else "finetune")
+        command = parse(train.Command if name == "train" else finetune.Command, rest, name)
+        again = parse(Planned, [*given, *words(row["flags"])], "plan")
+        shared = {f.name for f in fields(again)} & {f.name for f in fields(command)} - {"json", "model"}
+        if name == "finetune":
+            assert command.model == (again.model or "MODEL")
+        assert {f: getattr(command, f) for f in shared} == {f: getattr(again, f) for f in shared}
+    assert suggested <= named
+    assert "--optimizer" not in named - suggested
+    assert not [flag for row in found["suggestions"] for flag in row["flags"] if flag.startswith("--no-")]
+
+
+@pytest.mark.tier2
+def test_an_adapter_that_can_not_be_is_not_suggested(capsys: pytest.CaptureFixture[str]) -> None:
+    found = plan(capsys, "--preset", "llama-124m", "--full", "--target", "qproj", "--fit", "1GB")
+    assert [row["flags"] for row in found["suggestions"]] == []
+    found = plan(capsys, "--preset", "llama-124m", "--full", "--rank", "0", "--fit", "1.5GB")
+    assert [row["flags"][0] for row in found["suggestions"]] == ["--optimizer adamw_8bit"]
+
+
+def words(flags: list[str]) -> list[str]:
+    return [word for flag in flags for word in flag.split()]
+
+
+@pytest.mark.tier2
+def test_what_nothing_helps_is_said_so(capsys: pytest.CaptureFixture[str]) -> None:
     assert plan(capsys, "--preset", "llama2-70b", "--fit", "1GB")["suggestions"] == []
+    assert cli.main(["plan", "--preset", "llama2-70b", "--fit", "1GB"]) == 0
+    assert "nor with all that was tried together: smaller types, batches, ranks" in capsys.readouterr().out
+
+
+@pytest.mark.tier2
+def test_a_suggestion_is_shown_as_a_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["plan", "--preset", "llama2-7b", "--target", "q_proj", "v_proj", "--fit", "7GB"]) == 0
+    *_, row, command = capsys.readouterr().out.splitlines()
+    assert row.endswith("tokens/s  --quant nf4 --memory-budget 7.00GB")
+    assert command == (
+        "the first one: entrenar finetune --model MODEL --target q_proj v_proj --quant nf4 --memory-budget 7.00GB "
+        "--data DATA --out RUN"
+    )
 
 
 PEAK = """
