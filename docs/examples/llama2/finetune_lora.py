@@ -4,6 +4,7 @@
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 import entrenar as en
@@ -47,4 +48,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (en.errors.EntrenarError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

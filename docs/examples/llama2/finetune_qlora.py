@@ -5,6 +5,7 @@
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 import entrenar as en
@@ -41,4 +42,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (en.errors.EntrenarError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -21,7 +21,11 @@ def main() -> None:
         for name, quant in (("16 bit", []), ("nf4", ["--quant", "nf4"])):
             flags = ["--preset", args.preset, "--rank", str(rank), "--batch-size", "1", "--seq-len", args.seq_len]
             command = [sys.executable, "-m", "entrenar.cli", "plan", *flags, *quant, "--json"]
-            plan = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode:
+                print(done.stderr.strip().replace("entrenar plan:", "error:"), file=sys.stderr)
+                sys.exit(2)
+            plan = json.loads(done.stdout)
             share = 1 - plan["trained"] / plan["parameters"]
             print(f"{rank:4}  {name:8} {plan['trained']:11,}  {share:8.3%}  {plan['predicted_peak_gb']:8.2f}")
 

@@ -4,6 +4,7 @@
 """
 
 import argparse
+import sys
 import tomllib
 from pathlib import Path
 
@@ -21,28 +22,25 @@ def main() -> None:
     parser.add_argument("--seq-len", type=int, default=512)
     args = parser.parse_args()
 
+    try:
+        shape = en.ModelConfig(**tomllib.loads(args.config.read_text())["model"])
+    except (KeyError, TypeError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise en.errors.ConfigError(str(args.config), f"is no TOML with a [model] table: {error}") from None
+
     # the vocabulary: byte-level BPE of the size that the config names, learned from the text itself
-    shape = tomllib.loads(args.config.read_text())["model"]
-    tokenizer = train_bpe([args.text.read_text()], shape["vocab_size"])
+    tokenizer = train_bpe([args.text.read_text(errors="replace")], shape.vocab_size)
     special = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
-    config = en.ModelConfig(**shape | special | {"vocab_size": tokenizer.vocab_size})
+    config = shape.replace(vocab_size=tokenizer.vocab_size, **special)
 
     model = en.CausalLM.from_config(config, seed=0)
     model.tokenizer = tokenizer
     print(f"{en.count_parameters(model):,} parameters")
 
     settings = en.TrainConfig(
-        out=str(args.out),
-        max_steps=args.steps,
-        batch_size=args.batch_size,
-        seq_len=args.seq_len,
-        random_crops=True,
-        valid_fraction=0.1,
-        learning_rate=6e-4,
-        warmup_steps=args.steps // 20,
-        weight_decay=0.1,
-        adam_beta2=0.95,
-    )
+        out=str(args.out), max_steps=args.steps, batch_size=args.batch_size, seq_len=args.seq_len,
+        random_crops=True, valid_fraction=0.1,
+        learning_rate=6e-4, warmup_steps=args.steps // 20, weight_decay=0.1, adam_beta2=0.95,
+    )  # fmt: skip
     result = en.Trainer(model, args.text, settings).fit()
     print(f"loss after {result.steps} steps: {result.train_loss:.3f}, on held-out text {result.eval_loss:.3f}")
 
@@ -51,4 +49,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (en.errors.EntrenarError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
