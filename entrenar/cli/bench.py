@@ -31,8 +31,7 @@ from entrenar.train.config import TrainConfig
 from entrenar.train.plan import plan_for
 from entrenar.train.setup import make_optimizer
 
-WARM_UP = 2  # steps before those that count: the first makes the optimizer's state, both fill caches
-PROFILED = 2  # steps after those that count, for the times of kernels
+AROUND = 2  # steps before those that count, to make the optimizer's state and fill caches, and after, to be profiled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,9 +44,9 @@ class Command(StepSettings):
     """
 
     what: Literal["step"] = positional("what to measure: step")
-    steps: int = option(8, "steps that count, after two that don't")
+    steps: int = option(8, "steps that count; two go before (one if 1 counts), and as many after are profiled")
     seed: int = option(0, "of weights and tokens")
-    profile: str | None = option(None, "write a trace of two more steps here, for ui.perfetto.dev")
+    profile: str | None = option(None, "write a trace of the profiled steps here, for ui.perfetto.dev")
     picture: str | None = option(None, "write a picture of where the time goes here, SVG")
     json: bool = option(False, "print one JSON object")
 
@@ -57,13 +56,17 @@ class Command(StepSettings):
             if getattr(self, name) < least:
                 raise ConfigError(name, f"{getattr(self, name)} must be at least {least}")
 
+    @property
+    def around(self) -> int:
+        return min(AROUND, self.steps)
+
     def run(self) -> int:
         model = self.build()
         result, profile, kernels = self.measure(model)
         if self.profile is not None:
             Path(self.profile).write_text(json.dumps(profile.trace()), encoding="utf-8")
         if self.picture is not None:
-            title = f"{PROFILED} steps of {result['model']}, {result['work']}"
+            title = f"{self.around} steps of {result['model']}, {result['work']}"
             Path(self.picture).write_text(draw(kernels, profile.seconds, title), encoding="utf-8")
         if self.json:
             print_json(result)
@@ -93,7 +96,7 @@ class Command(StepSettings):
         plan = plan_for(model, training)
         model.model.recompute, model.logits_rows = plan.recomputed, plan.rows
         step = stepper(model, ids, training)
-        for _ in range(WARM_UP):
+        for _ in range(self.around):
             loss = step()
         if not math.isfinite(loss):
             raise NonFiniteError(f"the loss of random tokens is {loss}")
@@ -106,7 +109,7 @@ class Command(StepSettings):
                 note(f"step {index + 1}/{self.steps}  {ids.size / seconds[-1]:,.1f} tokens/s")
         peak_rss = peak_resident_bytes() / 2**30
         with Profile() as profile:
-            for _ in range(PROFILED):
+            for _ in range(self.around):
                 step()
         peaks = backend.cpu.peaks()  # last, because its buffer counts as memory
         kernels = profile.kernels(peaks)
@@ -143,8 +146,8 @@ class Command(StepSettings):
             "memory_budget": self.memory_budget,
             "recomputed_layers": plan.recomputed,
             "loss": loss,
-            "profiled_steps": PROFILED,
-            "kernels": [as_json(row) for row in kernels],
+            "profiled_steps": self.around,
+            "kernels": [as_json(row, self.around) for row in kernels],
         }
         return result, profile, kernels
 
@@ -168,13 +171,13 @@ def stepper(model: CausalLM, ids: NDArray[np.int64], training: TrainConfig) -> C
     return step
 
 
-def as_json(row: Kernel) -> dict[str, Any]:
-    """A kernel's row, a step."""
+def as_json(row: Kernel, steps: int) -> dict[str, Any]:
+    """A kernel's row of so many steps, a step."""
     return {
         "name": row.name,
         "dtype": row.dtype,
-        "calls": row.calls / PROFILED,
-        "seconds": row.seconds / PROFILED,
+        "calls": row.calls / steps,
+        "seconds": row.seconds / steps,
         "gflops": row.gflops,
         "gb_per_s": row.gb_per_s,
         "roofline_share": row.roofline_share,
