@@ -47,6 +47,10 @@ CASES: dict[str, Case] = {
         f"{LORA}, Qwen2.5-0.5B, 2 x 512 tokens, AVX2 (peer: f32)", "qwen2.5-0.5b", "lora-f32", ("--dtype", "bf16"),
         avx2=True,
     ),
+    "qlora-0.5b": Case(
+        "QLoRA step, NF4 double quantized, Qwen2.5-0.5B, 2 x 512 tokens, bf16", "qwen2.5-0.5b", "qlora",
+        ("--quant", "nf4"),
+    ),
     "full-124m-bf16": Case(
         "training all weights, Llama of 124M, 2 x 512 tokens, bf16", "llama-124m", "full-bf16", ("--full",)
     ),

@@ -3,8 +3,8 @@
     PEER_PYTHON bench/peers/lora_step.py lora-bf16 --config CONFIG.json [--batch-size 2] [--seq-len 512] [--rank 16]
         [--steps 5] [--threads 2] [--compile]
 
-MODE: lora-bf16 lora-f32 full-bf16 full-f32; the type is that of weights and arithmetic. CONFIG.json is a Hugging Face
-config. One step warms up (two with --compile, which takes minutes). Prints JSON; speaks of nothing but PyTorch's stack,
+MODE: lora-bf16 lora-f32 full-bf16 full-f32, where the type is that of weights and arithmetic, or qlora: bitsandbytes'
+NF4, double quantized, under arithmetic in bf16. CONFIG.json is a Hugging Face config. One step warms up (two with --compile, which takes minutes). Prints JSON; speaks of nothing but PyTorch's stack,
 so it needs entrenar neither to run nor to be fair.
 """
 
@@ -12,9 +12,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import resource
 import statistics
+import tempfile
 import time
+from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -22,9 +25,30 @@ from transformers import AutoConfig, AutoModelForCausalLM
 LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
+def save(config: Any, folder: str) -> None:
+    AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(folder)
+
+
+def quantized(config: Any) -> Any:
+    """A random model, saved by another process, whose memory is not this one's, and loaded in 4 bits."""
+    from transformers import BitsAndBytesConfig
+
+    nf4 = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16,
+        bnb_4bit_use_double_quant=True,
+    )  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        child = multiprocessing.get_context("spawn").Process(target=save, args=(config, folder))
+        child.start()
+        child.join()
+        return AutoModelForCausalLM.from_pretrained(
+            folder, quantization_config=nf4, dtype=torch.bfloat16, device_map="cpu", attn_implementation="sdpa"
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("mode", choices=["lora-bf16", "lora-f32", "full-bf16", "full-f32"])
+    parser.add_argument("mode", choices=["lora-bf16", "lora-f32", "full-bf16", "full-f32", "qlora"])
     parser.add_argument("--config", required=True, help="a config.json")
     for name, default in (("batch-size", 2), ("seq-len", 512), ("rank", 16), ("steps", 5), ("threads", 2)):
         parser.add_argument(f"--{name}", type=int, default=default)
@@ -35,9 +59,12 @@ def main() -> None:
     torch.manual_seed(0)
     with open(args.config) as file:
         config = AutoConfig.for_model(**json.load(file))
-    dtype = torch.bfloat16 if args.mode.endswith("bf16") else torch.float32
-    model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
-    if args.mode.startswith("lora"):
+    if args.mode == "qlora":
+        model = quantized(config)
+    else:
+        dtype = torch.bfloat16 if args.mode.endswith("bf16") else torch.float32
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
+    if "lora" in args.mode:
         from peft import LoraConfig, get_peft_model
 
         lora = LoraConfig(
