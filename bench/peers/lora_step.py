@@ -4,8 +4,9 @@
         [--steps 5] [--threads 2] [--compile]
 
 MODE: lora-bf16 lora-f32 full-bf16 full-f32, where the type is that of weights and arithmetic, or qlora: bitsandbytes'
-NF4, double quantized, under arithmetic in bf16. CONFIG.json is a Hugging Face config. One step warms up (two with --compile, which takes minutes). Prints JSON; speaks of nothing but PyTorch's stack,
-so it needs entrenar neither to run nor to be fair.
+NF4, double quantized, under arithmetic in bf16. CONFIG.json is a Hugging Face config. One step warms up (two with
+--compile, which takes minutes). Prints JSON; speaks of nothing but PyTorch's stack, so it needs entrenar neither to run
+nor to be fair.
 """
 
 from __future__ import annotations

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import difflib
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
 from importlib import import_module
 from io import TextIOWrapper
-from types import MappingProxyType
+from types import FrameType, MappingProxyType
+from typing import NoReturn
 
 from entrenar.errors import EntrenarError, UsageError
 
@@ -39,7 +41,7 @@ COMMANDS = MappingProxyType(
 LEVELS = ("debug", "info", "warning", "error")  # values of ENTRENAR_LOG
 OK, FAILURE, USAGE = 0, 1, 2
 STREAMS = (("stdin", "r", "surrogateescape"), ("stdout", "w", "replace"), ("stderr", "w", "replace"))
-INTERRUPTED, BROKEN_PIPE = 130, 141  # as a shell reports the signals
+INTERRUPTED, BROKEN_PIPE, TERMINATED = 130, 141, 143  # as a shell reports the signals
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,6 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     name = args[0] if args and args[0] in COMMANDS else ""
     prog = f"entrenar {name}".rstrip()
     _prepare_streams()
+    if argv is None:
+        signal.signal(signal.SIGTERM, _terminated)
     try:
         code = _dispatch(name, args)
         sys.stdout.flush()
@@ -70,6 +74,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:  # the last line of defence: whatever arrives here is a fault of this program
         what = f"internal error: {type(error).__name__}: {error}; ENTRENAR_LOG=debug shows where"
         return _fail(prog, what, FAILURE)
+
+
+def _terminated(number: int, frame: FrameType | None) -> NoReturn:
+    """Ends in order, so that half-written files are taken away."""
+    sys.exit(TERMINATED)
 
 
 def _prepare_streams() -> None:

@@ -15,7 +15,8 @@ from entrenar.models.save import requested
 class Command:
     """Quantize a model's matrices and write a GGUF file, which llama.cpp loads as well.
 
-    Embedding and head get q6_k (q8_0 beside q8_0); rows that do not fill a type's blocks get what llama.cpp takes then.
+    Embedding and head get q6_k (q8_0 beside q8_0; in a mixture an untied embedding has the layers' type); rows that do
+    not fill a type's blocks get what llama.cpp takes then.
     """
 
     model: str = required("a GGUF file or a Hugging Face directory")

@@ -11,12 +11,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
-from typing import Any, Self, TypeAlias, cast
+from typing import Self, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from entrenar.errors import AdapterError, UsageError
+from entrenar.models.dtype import sixteen_bit
 from entrenar.models.quantization import Quantization, recorded
 from entrenar.models.spec import ModelConfig
 from entrenar.models.targets import held_whole, selected
@@ -251,8 +252,8 @@ class Adapted(Module):
     def merge_adapter(self) -> dict[str, Factors]:
         """Adds what acts into the weights and takes all adapters off.
 
-        A 16-bit weight is added to in f32 and rounded once; a packed one becomes f16 before. Where head and embedding
-        are tied and one of them changes, each becomes a weight of its own.
+        A 16-bit weight is added to in f32 and rounded once; a packed one becomes f16, or bf16 where that is too small.
+        Where head and embedding are tied and one of them changes, each becomes a weight of its own.
 
         Returns:
             The factors by path, for `unmerge_adapter`.
@@ -273,14 +274,10 @@ class Adapted(Module):
         self.quantization = Quantization()  # the sum is no model that an adapter's record could name
         for path, module in self.adaptable():
             if path in factors:
-                _write(_writable(module), factors[path].merged(module.weight.dense()))
+                _write(module, "weight", factors[path].merged(module.weight.dense()))
         for name, saved in whole.items():
             path, _, kind = name.rpartition(".")
-            own: Weight = getattr(modules[path], kind)
-            if isinstance(own, Tensor):
-                _write(own, saved.data)
-            else:
-                setattr(modules[path], kind, Tensor(saved.dense(np.float16)))
+            _write(modules[path], kind, saved.data)
         return factors
 
     def active_factors(self) -> dict[str, Factors]:
@@ -292,6 +289,10 @@ class Adapted(Module):
         if not self._active:
             raise AdapterError("the model has no adapter")
         return {path: m.lora for path, m in self.adaptable() if m.lora is not None}
+
+    def acting(self) -> list[Adapter]:
+        """The adapters that act."""
+        return [self.adapters[name] for name in self._active]
 
     def parts_head(self) -> bool:
         """Whether merging what acts makes a head that is tied to the embedding another weight than that."""
@@ -315,7 +316,7 @@ class Adapted(Module):
         for path, module in self.adaptable():
             if path in factors:
                 back = factors[path].times(-1.0)
-                _write(_writable(module), back.merged(module.weight.dense()))
+                _write(module, "weight", back.merged(module.weight.dense()))
         self.attach(Adapter(config, dict(factors)))
 
     # ---- files ----------------------------------------------------------------------------------------------------
@@ -388,13 +389,11 @@ def _path(path: str | PathLike[str]) -> Path:
     return Path(path)
 
 
-def _writable(module: Adaptable) -> Tensor:
-    """The layer's weight as one that can be written to: a packed one becomes f16."""
-    if isinstance(module.weight, QTensor):
-        module.weight = Tensor(module.weight.dense(np.float16))
-    return module.weight
-
-
-def _write(weight: Tensor, values: NDArray[Any]) -> None:
+def _write(module: Module, kind: str, values: NDArray[np.float32]) -> None:
+    """Gives a weight of the module other values; a packed one becomes one of 16 bits."""
+    weight: Weight = getattr(module, kind)
+    if isinstance(weight, QTensor):
+        setattr(module, kind, Tensor(sixteen_bit(values)))
+        return
     weight.data[...] = values
     weight.version += 1

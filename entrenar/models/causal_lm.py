@@ -172,15 +172,16 @@ class CausalLM(Adapted):
 
         Args:
             quant: type that a GGUF file's matrices are quantized to, such as ``"q4_k"``; embedding and head get
-                ``q6_k`` (``q8_0`` beside ``q8_0``), and rows that do not fill a type's blocks what llama.cpp takes.
+                ``q6_k`` (``q8_0`` beside ``q8_0``; an untied embedding has the layers' type in a mixture), and rows
+                that do not fill a type's blocks what llama.cpp takes.
             dtype: type of the matrices in the file; ``"auto"`` keeps each as it is in memory, packed ones in a GGUF
                 file as well.
             merge: with the acting adapters in the weights, layer by layer on the way; the model stays as it is.
             written: for a report on merging, see `entrenar.models.save.Content`.
 
         Raises:
-            AdapterError: an adapter acts, and `merge` is not set; ConfigError: `dtype` or `quant` is not served, or
-                both are given. UsageError: a name such as m.safetensors, which is neither.
+            AdapterError: an adapter acts, and `merge` is not set; ConfigError: `dtype` or `quant` is not served, both
+                are given, or a weight is too large for f16. UsageError: a name such as m.safetensors, which is neither.
         """
         from entrenar.models.save import requested, save
 

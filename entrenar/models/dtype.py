@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import ml_dtypes
 import numpy as np
+from numpy.typing import NDArray
 
 from entrenar.backend import cpu
 from entrenar.errors import ConfigError
@@ -22,6 +23,18 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "f16": np.dtype(np.float16),
     "bf16": np.dtype(ml_dtypes.bfloat16),
 }
+
+
+def overflows(values: NDArray[Any]) -> bool:
+    """Whether numbers have become infinite as f16, whose largest is 65504; of other types none has."""
+    return values.dtype == np.float16 and bool(np.any((values.view(np.uint16) & 0x7FFF) == 0x7C00))
+
+
+def sixteen_bit(values: NDArray[np.float32]) -> NDArray[Any]:
+    """As f16, which has more bits than bf16, or as bf16 where f16 can't hold them."""
+    with np.errstate(over="ignore"):
+        half = values.astype(np.float16)
+    return values.astype(DTYPES["bf16"]) if overflows(half) else half
 
 
 @dataclass(frozen=True)

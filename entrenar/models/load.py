@@ -116,8 +116,12 @@ class _Weights:
         """
         layers = streamed_layers(self.kept)
         if self._source.read_into is None or not layers:
-            reason = f"{self._source.path}: no layer has quantized weights that could stay in the file"
-            raise ConfigError("stream", reason)
+            reason = "no layer has quantized weights that could stay in the file"
+            if self._source.quantized:
+                reason = "another dtype expands the quantized weights, which could stay in the file otherwise"
+            elif self._source.read_into is None:
+                reason = "is no GGUF file; `entrenar quantize` makes one whose weights can stay there"
+            raise ConfigError("stream", f"{self._source.path}: {reason}")
         stream = LayerStream(self._source.read_into)
 
         def take(hf: str, shape: tuple[int, ...], empty: Empty) -> Weight:

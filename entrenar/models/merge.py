@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from entrenar.errors import UsageError
 from entrenar.models.adapters import Adapted
+from entrenar.models.arch.rope import rope_spec
 from entrenar.models.causal_lm import CausalLM
 from entrenar.nn.lora import HEAD
 from entrenar.quant import QTensor
@@ -45,6 +46,9 @@ def require_base(base: CausalLM, trained: CausalLM) -> None:
         here, there = getattr(base.config, name), getattr(trained.config, name)
         if not math.isclose(here, there, rel_tol=1e-6):  # GGUF has numbers in f32
             raise UsageError(f"{where}: {name} is {here} and {there}")
+    turned, as_trained = (rope_spec(model.config, partial=True).inv_freq for model in (base, trained))
+    if not np.allclose(turned, as_trained, rtol=1e-4):
+        raise UsageError(f"{where}: rope_scaling is {base.config.rope_scaling} and {trained.config.rope_scaling}")
     shapes, wanted = base.config.parameter_shapes(), trained.config.parameter_shapes()
     for name in sorted((shapes.keys() | wanted.keys()) - {f"{HEAD}.weight"}):  # some files repeat a tied one
         if shapes.get(name) != wanted.get(name):
@@ -70,12 +74,14 @@ class MergeReport:
 
     Args:
         layers: by path, in the model's order.
-        quantized: whether the adapter was trained on quantized weights. compared: whether with those in 16 bit.
+        quantized: whether the model's weights are. compared: whether with those in 16 bit.
+        fitted: whether the adapter was trained on these weights, by its record; None without one.
     """
 
     layers: dict[str, LayerError]
     quantized: bool
     compared: bool
+    fitted: bool | None = None
 
     @classmethod
     def measured(cls, trained: Adapted, base: Adapted | None) -> MergeReport:
@@ -90,7 +96,9 @@ class MergeReport:
             if other is not None and change:
                 ratio = _norm(other[path].weight.dense(np.float32) - weight) / change
             layers[path] = LayerError(path, change, ratio)
-        return cls(layers, bool(trained.quantization), other is not None)
+        bases = [adapter.base for adapter in trained.acting()]
+        fitted = None if None in bases else all(trained.quantization.unlike(base) is None for base in bases)
+        return cls(layers, bool(trained.quantization), other is not None, fitted)
 
     def written(self, path: str, merged: NDArray[np.float32], stored: NDArray[np.float32]) -> None:
         """Takes down what a layer has become in the file."""
@@ -105,25 +113,28 @@ class MergeReport:
 
     def better(self) -> Base | None:
         """The base to merge into; None where there is nothing to judge by."""
-        ratio = self.median("base")
+        ratio = None if self.fitted is False else self.median("base")
         return None if ratio is None else "dequantized" if ratio >= LARGE else "16bit"
 
     def advice(self) -> str:
         """Which choice is better, and why."""
         words = []
+        trained_here = "" if self.fitted else ", if it was trained on this model"
         if self.layers and not any(layer.change for layer in self.layers.values()):
             words.append("its factors change nothing: ΔW is 0 in every layer")
         elif (better := self.better()) is not None:
             why = (
-                "outweighs what the adapter learned; it was fitted to the dequantized weights"
+                f"outweighs what the adapter learned; it was fitted to the dequantized weights{trained_here}"
                 if better == "dequantized"
-                else "is small beside what the adapter learned; the 16-bit weights are the better ones"
+                else "is less than what the adapter learned; the 16-bit weights are the better ones"
             )
             ratio = self.median("base")
             words.append(f"--into {better}: the base's quantization error is {ratio:.2g} of the change, and {why}")
+        elif self.fitted is False:
+            words.append("the adapter was trained on other weights than these: no base gives the trained model")
         elif self.quantized:
             compare = "" if self.compared else "; --base MODEL compares with the 16-bit model"
-            words.append(f"dequantized is the trained model exactly{compare}")
+            words.append(f"dequantized is the trained model{trained_here}{compare}")
         written = self.median("written")
         if written is not None and written >= LARGE:
             words.append(

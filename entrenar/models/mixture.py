@@ -7,12 +7,13 @@ one matrix for a v projection. Older releases do not: their Q4_K_M has all of th
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from entrenar.errors import ConfigError
 from entrenar.models.spec import ModelConfig
 from entrenar.nn.lora import EMBEDDING, HEAD
-from entrenar.quant.qtensor import ENCODED
+from entrenar.quant.qtensor import ENCODED, fitting
 
 
 class Mixture(NamedTuple):
@@ -70,6 +71,22 @@ def outer_type(quant: str, name: str, tied: bool) -> str:
     if quant in MIXTURES and name == OUTER[0] and not tied:
         return MIXTURES[quant].most
     return "q8_0" if quant == "q8_0" else "q6_k"
+
+
+def in_file(quant: str, name: str, width: int, config: ModelConfig) -> str:
+    """What `quant` means for a matrix of a GGUF file with rows of `width`: a type that these fill, or "f16"."""
+    if name in OUTER:
+        return fitting(outer_type(quant, name, config.tie_word_embeddings), width)
+    return fitting(layer_type(quant, name, config), width)
+
+
+def file_type(types: Mapping[str, str], config: ModelConfig) -> int | None:
+    """general.file_type of a mixture, where these, of all matrices by name, are its types."""
+    shapes = config.parameter_shapes()
+    for quant, mixture in MIXTURES.items():
+        if all(kind == in_file(quant, name, shapes[name][-1], config) for name, kind in types.items()):
+            return mixture.file_type
+    return None
 
 
 def _is_70b(config: ModelConfig) -> bool:

@@ -58,7 +58,12 @@ class Quantization:
         """What to say of an adapter that meets this and was trained on `base`; None where all is well."""
         if not base or base.types == self.types:
             return None
-        cure = f"quantize it to {base.quant} while loading" if base.quant else "load the file that it was trained on"
+        if base.quant is None:
+            cure = "load the file that it was trained on"
+        elif self and self.quant is None:
+            cure = f"load the 16-bit model instead, quantized to {base.quant} while loading"
+        else:
+            cure = f"quantize it to {base.quant} while loading"
         return f"was trained on a model {base}, and this one is {self}: it meets other weights; {cure}"
 
 

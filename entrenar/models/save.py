@@ -19,15 +19,15 @@ from entrenar.formats.files import LazyArray
 from entrenar.models.arch import architecture
 from entrenar.models.arch.base import SAME, Transform
 from entrenar.models.arch.rope import llama3_divisors
-from entrenar.models.dtype import DTYPES, storage_named
+from entrenar.models.dtype import DTYPES, overflows, storage_named
 from entrenar.models.gguf_config import gguf_metadata
 from entrenar.models.hf_config import config_to_hf
-from entrenar.models.mixture import MIXTURES, OUTER, layer_type, outer_type, quant_named
+from entrenar.models.mixture import MIXTURES, file_type, in_file, quant_named
 from entrenar.models.spec import ModelConfig
 from entrenar.nn.lora import HEAD
 from entrenar.nn.low_rank import Factors
 from entrenar.ops.parts import Weight
-from entrenar.quant import QTYPES, QTensor, QType, fitting, quantize
+from entrenar.quant import QTYPES, QTensor, QType, quantize
 from entrenar.quant.qtensor import ENCODED
 from entrenar.tensor import Tensor
 
@@ -81,11 +81,7 @@ class Content:
         if weight.ndim == 1:
             return DTYPES["f32"]
         if self.quant is not None:
-            if name in OUTER:
-                wanted = outer_type(self.quant, name, config.tie_word_embeddings)
-            else:
-                wanted = layer_type(self.quant, name, config)
-            kind = fitting(wanted, weight.shape[-1])
+            kind = in_file(self.quant, name, weight.shape[-1], config)
             return DTYPES[kind] if kind in DTYPES else QTYPES[kind]
         if self.dtype is not None:
             return self.dtype
@@ -97,12 +93,19 @@ class Content:
         return self.factors is not None and name.removesuffix(".weight") in self.factors
 
     def values(self, name: str, weight: Weight, dtype: np.dtype[Any], transform: Transform = SAME) -> NDArray[Any]:
-        """The weight as `dtype`, merged, its rows in the file's order."""
-        if not self._changes(name):
-            return transform.to_gguf(weight.dense(dtype))
-        merged = self._merged(name, weight)
-        values = merged.astype(dtype, copy=False)
-        self._tell(name, merged, values.astype(np.float32, copy=False))
+        """The weight as `dtype`, merged, its rows in the file's order.
+
+        Raises:
+            ConfigError: it is too large for f16.
+        """
+        changes = self._changes(name)
+        merged = self._merged(name, weight) if changes else None
+        with np.errstate(over="ignore"):
+            values = weight.dense(dtype) if merged is None else merged.astype(dtype, copy=False)
+        if overflows(values):
+            raise ConfigError("dtype", f"{name} has values beyond f16's largest, 65504; bf16 and f32 hold them")
+        if merged is not None:
+            self._tell(name, merged, values.astype(np.float32, copy=False))
         return transform.to_gguf(values)
 
     def blocks(self, name: str, weight: Weight, kind: QType, transform: Transform) -> NDArray[Any]:
@@ -176,7 +179,7 @@ def _save_gguf(model: CausalLM, path: Path, content: Content) -> None:
     config, weights = _config_and_weights(model)
     names = {w.hf: w for w in architecture(config.model_type).weight_names(config)}
     tensors: list[tuple[str, gguf_write.Item]] = []
-    kinds: Counter[str] = Counter()
+    kinds: dict[str, str] = {}  # of matrices
     for name, weight in weights.items():
         kind, transform = content.stored_as(name, weight, config, gguf=True), names[name].transform
         item: gguf_write.Item
@@ -186,16 +189,15 @@ def _save_gguf(model: CausalLM, path: Path, content: Content) -> None:
             item = LazyArray(weight.shape, kind, partial(content.values, name, weight, kind, transform))
         tensors.append((names[name].gguf, item))
         if weight.ndim > 1:
-            kinds[kind.name if isinstance(kind, QType) else _NAMES[kind]] += 1
+            kinds[name] = kind.name if isinstance(kind, QType) else _NAMES[kind]
     divisors = llama3_divisors(config)
     if divisors is not None:
         tensors.append(("rope_freqs.weight", divisors))
     metadata = gguf_metadata(config)
     metadata["general.name"] = path.stem
-    ((main, _),) = kinds.most_common(1)
-    mixture = MIXTURES.get(content.quant or "")
-    metadata["general.file_type"] = mixture.file_type if mixture else _FILE_TYPES.get(main, 1)
-    if any(kind not in DTYPES for kind in kinds):
+    ((main, _),) = Counter(kinds.values()).most_common(1)
+    metadata["general.file_type"] = file_type(kinds, config) or _FILE_TYPES.get(main, 1)
+    if any(kind not in DTYPES for kind in kinds.values()):
         metadata["general.quantization_version"] = 2
     if model.tokenizer is not None:
         metadata |= model.tokenizer.gguf_metadata(config.vocab_size)

@@ -2,15 +2,17 @@
 
 A layer's weights are used together, and layers one after the other, up in the forward pass and down in the backward
 pass. So while one is used the next one in that direction is read, by a thread of its own. Whoever touches a weight of
-another layer waits until that is there.
+another layer waits until that is there. Each thread that uses a model has two layers of its own.
 """
 
 from __future__ import annotations
 
+import os
 import re
+import threading
 from collections import Counter
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -49,8 +51,8 @@ def resident(sizes: Mapping[str, int], streamed: Mapping[str, int]) -> dict[str,
 
 
 class StreamedQTensor(QTensor):
-    """A QTensor whose bytes are in memory only while its layer's turn lasts: `bytes` and `data` are good until another
-    layer's are asked for."""
+    """A QTensor whose bytes are in memory only while its layer's turn lasts: `bytes` and `data` are good until the same
+    thread asks for another layer's."""
 
     __slots__ = ("_layer", "_place", "_stream")
     _layer: int
@@ -76,24 +78,17 @@ class StreamedQTensor(QTensor):
 
 
 class LayerStream:
-    """The layers of one file, and two rooms in memory as large as the largest of them.
-
-    One thread at a time may use it, besides its own that reads ahead.
-    """
+    """The layers of one file."""
 
     def __init__(self, read: Read) -> None:
         self._read = read
         self._tensors: dict[int, list[tuple[str, slice, int, Transform]]] = {}  # of a layer: name, place, rows
-        self._rooms: list[Bytes] = []
-        self._holds: list[int | None] = [None, None]  # the layer in each room
-        self._last = -1
-        self._thread = ThreadPoolExecutor(1, "entrenar-stream")
-        self._ahead: Future[None] | None = None
+        self._of_thread = threading.local()
 
     @property
     def room_bytes(self) -> int:
-        """Memory that the two rooms take."""
-        return 2 * max(map(self._size, self._tensors), default=0)
+        """Memory that one layer takes at most."""
+        return max(map(self._size, self._tensors), default=0)
 
     def weight(
         self, layer: int, name: str, qtype: QType, shape: tuple[int, ...], nbytes: int, transform: Transform
@@ -105,45 +100,70 @@ class LayerStream:
         return StreamedQTensor(self, layer, place, qtype, shape)
 
     def layer(self, index: int) -> Bytes:
-        """The room that holds a layer; the one after it in the present direction begins to be read into the other.
+        """The bytes of a layer, until the calling thread asks for another one.
 
         Raises:
             FormatError: the file can't be read any more.
         """
-        if self._holds[0] != index and self._holds[1] != index:
-            self._wait()
-        if self._holds[0] != index and self._holds[1] != index:
-            room = 1 if self._holds[0] == self._last else 0
-            self._fill(room, index)
-        room = self._holds.index(index)
-        if index != self._last:
-            following = index + (1 if index > self._last else -1)
-            self._last = index
-            self._wait()
-            if following in self._tensors and following not in self._holds:
-                self._holds[1 - room] = None  # now, not when the thread comes to it
-                self._ahead = self._thread.submit(self._fill, 1 - room, following)
-        return self._rooms[room]
+        rooms: _Rooms | None = getattr(self._of_thread, "rooms", None)
+        if rooms is None or rooms.process != os.getpid():  # a forked process lacks the thread that reads
+            rooms = self._of_thread.rooms = _Rooms(self)
+        return rooms.layer(index)
 
-    def _wait(self) -> None:
-        ahead, self._ahead = self._ahead, None
-        if ahead is not None:
-            ahead.result()
+    def __contains__(self, layer: int) -> bool:
+        return layer in self._tensors
 
-    def _fill(self, room: int, layer: int) -> None:
-        if not self._rooms:
-            self._rooms = [aligned((self.room_bytes // 2,), np.dtype(np.uint8)) for _ in range(2)]
-        self._holds[room] = None
+    def read(self, layer: int, room: Bytes) -> None:
         for name, place, rows, transform in self._tensors[layer]:
-            target = self._rooms[room][place]
+            target = room[place]
             if transform is SAME:
                 self._read(name, target)
                 continue
             stored = np.empty_like(target)
             self._read(name, stored)
             target.reshape(rows, -1)[...] = transform.from_gguf(stored.reshape(rows, -1))
-        self._holds[room] = layer
 
     def _size(self, layer: int) -> int:
         tensors = self._tensors.get(layer)
         return tensors[-1][1].stop if tensors else 0
+
+
+class _Rooms:
+    """Two layers in memory, for one thread of one process, and the thread that reads ahead for it.
+
+    It may be interrupted anywhere: what a room holds is known when it has been read whole, and whoever wants to fill
+    one waits for all reading that was ever begun.
+    """
+
+    def __init__(self, stream: LayerStream) -> None:
+        self.process = os.getpid()
+        self._stream = stream
+        self._rooms = [aligned((stream.room_bytes,), np.dtype(np.uint8)) for _ in range(2)]
+        self._holds: list[int | None] = [None, None]  # the layer in each room
+        self._last = -1
+        self._thread = ThreadPoolExecutor(1, "entrenar-stream")
+
+    def layer(self, index: int) -> Bytes:
+        """The room that holds a layer; the one after it in the present direction begins to be read into the other."""
+        if index not in self._holds:
+            self._wait()
+        if index not in self._holds:
+            self._fill(1 if self._holds[0] == self._last else 0, index)
+        room = self._holds.index(index)
+        if index != self._last:
+            following = index + (1 if index > self._last else -1)
+            self._wait()
+            self._last = index
+            if following in self._stream and following not in self._holds:
+                self._holds[1 - room] = None  # now, not when the thread comes to it
+                self._thread.submit(self._fill, 1 - room, following)
+        return self._rooms[room]
+
+    def _wait(self) -> None:
+        """Until nothing is being read. What failed is read again, and then raises, when its turn comes."""
+        self._thread.submit(int).result()
+
+    def _fill(self, room: int, layer: int) -> None:
+        self._holds[room] = None
+        self._stream.read(layer, self._rooms[room])
+        self._holds[room] = layer

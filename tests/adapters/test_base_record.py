@@ -99,7 +99,7 @@ def test_a_model_that_is_quantized_otherwise_is_warned_of(folder):
     for path, how, adapter, words in (
         ("hf", {}, "nf4", "a model quantized to nf4, and this one is not quantized.*quantize it to nf4 while"),
         ("hf", {"quant": "fp4"}, "nf4", "this one is quantized to fp4"),
-        ("q4_0.gguf", {}, "nf4", "this one is quantized to q4_0"),
+        ("q4_0.gguf", {}, "nf4", "this one is quantized to q4_0.*load the 16-bit model instead, quantized to nf4"),
         ("f16.gguf", {}, "q4_0", "quantized to q4_0, and this one is not.*load the file"),
     ):
         with pytest.warns(UserWarning, match=words):

@@ -12,10 +12,10 @@ from reference_llama_cpp import our_logprobs, their_logprobs
 import entrenar as en
 from entrenar import LoraConfig, ModelConfig, no_grad
 from entrenar.cli import main
-from entrenar.errors import AdapterError, ConfigError
+from entrenar.errors import AdapterError, ConfigError, UsageError
 from entrenar.formats import gguf_read
 from entrenar.models.adapters import Adapter
-from entrenar.models.merge import LayerError, MergeReport
+from entrenar.models.merge import LayerError, MergeReport, require_base
 from entrenar.models.on_disk import DiskTensor
 from entrenar.quant import QTensor, quantize
 
@@ -181,7 +181,8 @@ def test_nothing_is_advised_where_nothing_changes(tmp_path, with_base):
     whole = en.load(tmp_path / "q.gguf")
     saved = {"lm_head.weight": en.Tensor(whole.lm_head.weight.dense() + 1)}
     whole.attach(Adapter(LoraConfig(modules_to_save=["lm_head"]), {}, saved))
-    assert MergeReport.measured(whole, base).advice().startswith("dequantized is the trained model exactly")
+    advice = MergeReport.measured(whole, base).advice()
+    assert advice.startswith("dequantized is the trained model, if it was trained on this model")
 
 
 def test_a_report_without_another_base_says_so():
@@ -236,6 +237,55 @@ def merge(capsys, folder, words, code=0):
     out, err = capsys.readouterr()
     assert got == code, err
     return out, err
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("vocab_size", 511), ("hidden_size", 128), ("intermediate_size", 128), ("num_hidden_layers", 3),
+     ("num_attention_heads", 8), ("num_key_value_heads", 4), ("head_dim", 32), ("rope_theta", 5e5),
+     ("rms_norm_eps", 1e-4), ("rope_scaling", {"rope_type": "linear", "factor": 2.0})],
+)  # fmt: skip
+def test_a_base_that_is_another_model_is_refused(name, value):
+    """As of Llama 3 and 3.1, whose sizes are the same."""
+    base, trained = (en.CausalLM.from_config(c, dtype="f32") for c in (NARROW.replace(**{name: value}), NARROW))
+    with pytest.raises(UsageError, match=name):
+        require_base(base, trained)
+    require_base(en.CausalLM.from_config(NARROW, dtype="bf16"), trained)
+
+
+def test_values_beyond_f16_are_no_infinities(tmp_path):
+    base = wide(NARROW)
+    base.model.layers[0].mlp.up_proj.weight.data[3, 5] = 1e5
+    base.save(tmp_path / "base", dtype="bf16")
+    model = with_lora(en.load(tmp_path / "base", quant="nf4"), 0.1)
+    for to in ("m.gguf", "m"):
+        with pytest.raises(ConfigError, match=r"layers\.0\.mlp\.up_proj\.weight has values beyond f16's.*bf16"):
+            model.save(tmp_path / to, merge=True)
+        with pytest.raises(ConfigError, match="beyond f16's"):
+            base.save(tmp_path / to, dtype="f16")
+        assert not (tmp_path / "m.gguf").exists()
+    model.save(tmp_path / "m.gguf", merge=True, dtype="bf16")
+    want = logits(model)
+    assert close(logits(en.load(tmp_path / "m.gguf")), want, 2e-2)
+    model.merge_adapter()
+    kinds = {name: weight.dtype for name, weight in model.named_weights() if "layers.0.mlp" in name}
+    assert kinds["model.layers.0.mlp.up_proj.weight"] == "bfloat16"
+    assert kinds["model.layers.0.mlp.down_proj.weight"] == "float16"
+    assert close(logits(model), want, 2e-2)
+
+
+def test_what_an_adapter_was_fitted_to_is_what_its_record_says(bases, tmp_path, capsys):
+    words = f"--model @q4_0.gguf --out {tmp_path}/m.gguf --force --json --adapter"
+    for adapter, more, said in (
+        ("nf4-small", "--base @hf", "the adapter was trained on other weights than these"),
+        ("plain-small", "", "dequantized is the trained model, if it was trained on this model"),
+        ("plain-small", "--base @hf", "fitted to the dequantized weights, if it was trained on this model"),
+        ("q4_0-small", "--base @hf", "it was fitted to the dequantized weights"),
+        ("q4_0-small", "", "dequantized is the trained model; --base"),
+    ):
+        report = json.loads(merge(capsys, bases, f"{words} @{adapter} {more}")[0])
+        assert said in report["advice"]
+        assert report["into"] == "dequantized"
 
 
 @pytest.mark.parametrize("size", ["small", "large"])

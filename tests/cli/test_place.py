@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import tiny_models as tiny
@@ -46,6 +49,7 @@ def run(capsys, words, folder):
         ("convert --model @hf --adapter @adapter --out @hf --force", "would take the place of"),
         ("convert --model @hf --adapter @adapter --out @adapter --force", "would take the place of"),
         ("merge --model @hf --adapter @adapter --out @adapter --force", "would take the place of"),
+        ("merge --model @model.gguf --base @hf --adapter @adapter --out @hf --force", "would take the place of"),
         ("convert --model @model.gguf --adapter @adapter --out @a.gguf --quant q4_k", "--quant is of a model's"),
         ("convert --model @model.gguf --adapter @adapter --out @a.gguf --dtype f16", "--dtype is of a model's"),
         ("convert --model @model.gguf --out @a.gguf --quant q8_0 --dtype f32", "dtype: 'f32' beside quant 'q8_0'"),
@@ -92,6 +96,30 @@ def test_a_model_may_be_replaced_by_its_merged_self(folder, tmp_path, capsys):
     assert run(capsys, f"{words} --force", folder)[0] == 0
     assert path.read_bytes() != (folder / "model.gguf").read_bytes()
     en.load(path)
+
+
+TERMINATED_WHILE_WRITING = """
+import signal, sys
+from entrenar.cli import main
+from entrenar.models.save import Content
+
+values = Content.values
+
+def interrupted(self, name, *args):
+    if "layers.1" in name:
+        signal.raise_signal(signal.SIGTERM)
+    return values(self, name, *args)
+
+Content.values = interrupted
+main()
+"""
+
+
+def test_a_terminated_command_leaves_no_half_of_a_file(folder, tmp_path):
+    words = ["convert", "--model", str(folder / "hf"), "--out", str(tmp_path / "m.gguf")]
+    done = subprocess.run([sys.executable, "-c", TERMINATED_WHILE_WRITING, *words], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (143, "")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_in_python_too(tmp_path):

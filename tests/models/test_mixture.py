@@ -76,6 +76,8 @@ def test_a_mixture_is_written_and_kept(tmp_path):
     file = gguf_read.read(path)
     assert file.metadata["general.file_type"] == 15
     more = [0, 3, 6, 7]  # of eight: the first, the last, and between them every third
+    entrenar.load(path).save(tmp_path / "again.gguf")
+    assert gguf_read.read(tmp_path / "again.gguf").metadata["general.file_type"] == 15
     stored = dict(entrenar.load(path).named_weights())
     made = dict(entrenar.CausalLM.from_config(config, quant="q4_k_m").named_weights())
     for layer in range(8):

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 
@@ -100,13 +106,13 @@ def test_any_order_gives_the_right_bytes_and_going_up_or_down_reads_each_layer_o
     for layer in [0, 1, 2, 3, 4, 5, 5, 4, 3, 2, 1, 0]:
         for j in (0, 1):
             np.testing.assert_array_equal(weights[layer][j].bytes, held[f"{layer}.{j}"])
-    stream._wait()
+    stream._of_thread.rooms._wait()
     assert len(reads) == 2 * (6 + 4)  # down again, the two last ones are still there
     for layer in rng.integers(6, size=60):
         j = int(rng.integers(2))
         np.testing.assert_array_equal(weights[layer][j].dense(), weights[layer][j].dense())
         np.testing.assert_array_equal(weights[layer][j].bytes, held[f"{layer}.{j}"])
-    assert stream.room_bytes == 2 * (2 * 8 * 68 + -8 * 68 % 64)
+    assert stream.room_bytes == 2 * 8 * 68 + -8 * 68 % 64
 
 
 @pytest.mark.tier1
@@ -125,12 +131,88 @@ def test_an_error_of_reading_ahead_reaches_who_waits():
 
 
 @pytest.mark.tier1
-def test_what_can_not_be_streamed_is_said(path, tmp_path, shared_data):
-    entrenar.load(path, dtype="f32").save(tmp_path / "plain.gguf")
-    entrenar.load(path, dtype="f32").save(tmp_path / "dir")
-    for where in (tmp_path / "plain.gguf", tmp_path / "dir"):
-        with pytest.raises(ConfigError, match="no layer has quantized weights"):
-            entrenar.load(where, stream=True)
-    with pytest.raises(ConfigError, match="no layer has quantized weights"):
-        entrenar.load(tmp_path / "plain.gguf", quant="q8_0", stream=True)
+def test_threads_that_share_a_model_do_not_disturb_each_other():
+    _, weights, held, _ = stream_of(6)
+    start = threading.Barrier(3)
+
+    def use(layers):
+        start.wait()
+        wrong = 0
+        for layer in layers:
+            some = weights[layer][0].bytes
+            time.sleep(0)  # let the others run
+            wrong += not np.array_equal(some, held[f"{layer}.0"])
+        return wrong
+
+    orders = [range(6), range(5, -1, -1), (0, 4, 2, 5, 1, 3)]
+    with ThreadPoolExecutor(3) as pool:
+        assert list(pool.map(use, [[*order] * 30 for order in orders])) == [0, 0, 0]
+
+
+@pytest.mark.tier1
+def test_an_interrupted_wait_forgets_no_reading():
+    """Ctrl-C while layer 2 is being read ahead: it must not end up in the room that layer 0 is given next."""
+    go = threading.Event()
+
+    def read(name, out):
+        if name == "2.0" and threading.current_thread() is not threading.main_thread():
+            go.wait(20)  # a slow disk
+        out.fill(int(name[0]))
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    _, weights, _, _ = stream_of(4, read)
+    assert set(weights[0][0].bytes) == {0}
+    assert set(weights[1][0].bytes) == {1}
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        with pytest.raises(KeyboardInterrupt):
+            _ = weights[2][0].bytes
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    threading.Timer(0.05, go.set).start()
+    first = weights[0][0].bytes
+    go.wait(20)
+    time.sleep(0.05)  # who still reads would be done
+    assert set(first) == {0}
+    for layer in (0, 3, 2, 1):
+        assert set(weights[layer][0].bytes) == {layer}
+        assert set(weights[layer][1].bytes) == {layer}
+
+
+@pytest.mark.tier1
+def test_a_forked_process_reads_for_itself():
+    _, weights, held, _ = stream_of(4)
+    assert np.array_equal(weights[1][0].bytes, held["1.0"])
+    child = os.fork()
+    if child == 0:  # no thread but this one has come along
+        signal.alarm(20)
+        right = all(np.array_equal(weights[layer][0].bytes, held[f"{layer}.0"]) for layer in (1, 2, 3, 0))
+        os._exit(0 if right else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert np.array_equal(weights[3][0].bytes, held["3.0"])
+
+
+@pytest.mark.tier1
+@pytest.mark.parametrize(
+    ("name", "how", "why"),
+    [
+        ("plain.gguf", {}, "no layer has quantized weights"),
+        ("plain.gguf", {"quant": "q8_0"}, "no layer has quantized weights"),
+        ("m.gguf", {"dtype": "f16"}, "another dtype expands the quantized weights"),
+        ("dir", {}, "is no GGUF file; `entrenar quantize` makes one"),
+    ],
+)
+def test_what_can_not_be_streamed_is_said(path, tmp_path, name, how, why):
+    (tmp_path / "m.gguf").write_bytes(path.read_bytes())
+    for other in ("plain.gguf", "dir"):
+        entrenar.load(path, dtype="f32").save(tmp_path / other)
+    with pytest.raises(ConfigError, match=why):
+        entrenar.load(tmp_path / name, stream=True, **how)
+
+
+@pytest.mark.tier1
+def test_without_streams_all_is_resident():
     assert resident({"a": 5}, {}) == {"a": 5}
