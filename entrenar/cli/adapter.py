@@ -38,7 +38,9 @@ class AdapterSettings:
         "adapter": Meaning("quant", {"lora": None, "qlora": "nf4"}),
         "load_in_4bit": Meaning("quant", {"true": "nf4", "false": None}),
         "load_in_8bit": Meaning("quant", {"true": "q8_0", "false": None}),
-        "lora_target_linear": Meaning("target", {"true": "all-linear", "false": None}),
+        "lora_target_linear": Meaning(
+            "target", {"true": "all-linear", "false": None}, "which layers get an adapter is said by target"
+        ),
     }
 
     rank: int = option(16, "rank of the adapter, 1 to 512")
@@ -72,9 +74,10 @@ def targets(words: tuple[str, ...]) -> str | tuple[str, ...]:
     """A single word that is no plain name is a pattern or "all-linear"; anything else is a list of names.
 
     Raises:
-        ConfigError: names with commas between them, which no path matches.
+        ConfigError: several names in one word, which no path matches.
     """
-    if len(words) == 1 and re.fullmatch(r"[\w.]+(,[\w.]+)+,?", words[0]):
-        apart = words[0].replace(",", " ").strip()
-        raise ConfigError("target", f"{words[0]!r} is no list of names; put spaces between them: --target {apart}")
+    if len(words) == 1 and re.fullmatch(r"[\w.]+([,\s]+[\w.]+)+[,\s]*", words[0]):
+        apart = " ".join(re.findall(r"[\w.]+", words[0]))
+        reason = f"{words[0]!r} is one word and no list of names: --target {apart}; in a file a list"
+        raise ConfigError("target", reason)
     return words[0] if len(words) == 1 and not re.fullmatch(r"[\w.]+", words[0]) else words

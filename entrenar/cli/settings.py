@@ -41,10 +41,12 @@ def positional(help: str, empty: bool = False) -> Any:
 
 
 class Meaning(NamedTuple):
-    """What another program's key says here: of which setting, and which word for each of its words, None for none."""
+    """What another program's key says here: of which setting, and which word for each of its words, None to take back
+    what was said. alone: what to say instead, where it makes no sense to take back and say nothing."""
 
     name: str
     words: Mapping[str, str | None]
+    alone: str | None = None
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,7 @@ class Setting:
         return self.name.upper() if self.positional else self.flag
 
 
+TAKEN_BACK: list[str] = []  # the words of a setting that is to be as if nobody had given it
 CONFIG = Setting("config", "a TOML or JSON file of settings")
 SPELLINGS = "name=VALUE means --name VALUE; --config F.toml reads settings from a file."
 
@@ -114,6 +117,7 @@ def parse(command: type[T], args: Sequence[str], prog: str) -> T | None:
     path = words.pop(CONFIG.name, None)
     if path:
         words = {**read_file(known, Path(path[-1])), **words}
+    words = {name: given for name, given in words.items() if given is not TAKEN_BACK}
     for setting in known.values():
         if setting.required and setting.name not in words:
             raise UsageError(f"{setting.spelling} is needed: {setting.help}")
@@ -163,9 +167,11 @@ def read_file(known: Mapping[str, Setting], path: Path) -> Words:
     Raises:
         ConfigError: not TOML or no JSON object, an unknown key, or one given twice.
     """
-    kind, read = ("a JSON object", json.loads) if path.suffix == ".json" else ("TOML", tomllib.loads)
+    is_json = path.suffix.lower() == ".json"
+    kind = "a JSON object" if is_json else "TOML"
     try:
-        content = read(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text, object_pairs_hook=_once) if is_json else tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # the decoders' own errors are ValueErrors, as of wrong UTF-8
         raise ConfigError(str(path), f"is not {kind}: {error}") from error
     if not isinstance(content, dict):
@@ -182,6 +188,15 @@ def read_file(known: Mapping[str, Setting], path: Path) -> Words:
     return _in_our_words(known, result)
 
 
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; of a key that is there twice JSON's own reader takes the last."""
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        twice = next(key for key in table if sum(other == key for other, _ in pairs) > 1)
+        raise ValueError(f"key {twice} is given twice")
+    return table
+
+
 def _flat(table: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
     for key, value in table.items():
         if isinstance(value, dict):
@@ -191,22 +206,33 @@ def _flat(table: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
 
 
 def _in_our_words(known: Mapping[str, Setting], words: Words) -> Words:
-    """Other programs' keys and words replaced by what they mean."""
-    result: Words = {}
+    """Other programs' keys and words replaced by what they mean.
+
+    Raises:
+        UsageError: an unknown word, or two keys mean different things; one that takes back means less than any other.
+    """
+    result = {key: given for key, given in words.items() if known[key].meaning is None}
+    said_by = {key: key for key in result}
+    taken_back: dict[str, str] = {}
     for key, given in words.items():
         meaning = known[key].meaning
         if meaning is None:
-            result[key] = given
             continue
         said = " ".join(given)
         if said not in meaning.words:
             raise UsageError(f"{key}: {said!r} is not one of {', '.join(meaning.words)}")
-        ours = meaning.words[said]
+        name, ours = meaning.name, meaning.words[said]
         if ours is None:
-            continue
-        if key != meaning.name and words.get(meaning.name, [ours]) != [ours]:
-            raise UsageError(f"{key} {said} means {meaning.name} {ours}, and {meaning.name} is given as well")
-        result[meaning.name] = [ours]
+            taken_back[name] = key
+        elif result.setdefault(name, [ours]) != [ours]:
+            there = f"{said_by[name]} says {' '.join(result[name])}"
+            raise UsageError(f"{key} {said} means {name} {ours}, and {there}; give one of the two")
+        said_by.setdefault(name, key)
+    for name, key in taken_back.items():
+        meaning = known[key].meaning
+        if name not in result and meaning is not None and meaning.alone is not None:
+            raise UsageError(f"{key} {' '.join(words[key])}: {meaning.alone}")
+        result.setdefault(name, TAKEN_BACK)
     return result
 
 

@@ -22,7 +22,7 @@ from entrenar.tensor import Tensor, default_rng
 if TYPE_CHECKING:
     from entrenar.nn.layers import Linear, RMSNorm
 
-ROWS = 1 << 20  # elements of a weight that are squared at a time
+ROWS = 1 << 20  # elements of a weight, or of B, that are in f32 or float64 at a time
 
 
 class Norms:
@@ -56,9 +56,13 @@ def _change(weight: Weight, a: Tensor, b: Tensor, scale: float) -> NDArray[np.fl
     cpu = a.backend
     aw = cpu.product([(a.data, weight.data.T)], cpu.buffer((a.shape[0], weight.shape[0])))
     gram = cpu.matmul(a.data, a.data, trans_b=True)
-    rows = b.data.astype(np.float64)
-    change: NDArray[np.float64] = 2 * scale * np.einsum("or,ro->o", rows, aw)
-    change += scale * scale * np.einsum("or,rs,os->o", rows, gram, rows, optimize=True)
+    change = np.empty(len(b.data))
+    step = max(1, ROWS // len(gram))
+    for begin in range(0, len(change), step):
+        some = slice(begin, begin + step)
+        rows = b.data[some].astype(np.float64)
+        change[some] = 2 * scale * np.einsum("or,ro->o", rows, aw[:, some])
+        change[some] += scale * scale * np.einsum("os,os->o", rows @ gram, rows)
     return change
 
 

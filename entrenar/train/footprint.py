@@ -16,6 +16,7 @@ from entrenar.train.layer import FLOAT, layer_bytes
 from entrenar.train.work import Work
 
 BASE = 58_000_000  # bytes of the interpreter with everything that training imports
+RUN = 30_000_000  # bytes that a run may hold besides: its data, a tokenizer, records
 PACKED = 8 << 20  # bytes of a product's left side that are packed at a time (A_WORDS in csrc/kernels/plan.h)
 THREAD = 2 << 20  # bytes of right sides and sums that a thread works on
 MOMENTS = {"adamw": 8.0, "adam": 8.0, "adamw_8bit": 2 + 8 / 256}  # bytes of optimizer state a trained weight

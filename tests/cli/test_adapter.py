@@ -87,15 +87,18 @@ def test_each_name_is_another_s_of_one_that_exists() -> None:
 @pytest.mark.parametrize(
     ("flags", "complaint"),
     [
-        ("--target q_proj,v_proj", "target: 'q_proj,v_proj' is no list of names; put spaces between them: "
-         "--target q_proj v_proj"),
+        ("--target q_proj,v_proj", "target: 'q_proj,v_proj' is one word and no list of names: --target q_proj v_proj;"),
         ("--rank 0", "rank: 0 is not a rank from 1 to 512"),
         ("--r 0", "rank: 0 is not a rank from 1 to 512"),
         ("--alpha 0", "alpha: 0.0 is not a positive number"),
         ("--dropout 1", "dropout: 1.0 is not in [0, 1)"),
         ("--adapter llama", "adapter: 'llama' is not one of lora, qlora"),
         ("--load-in-4bit=perhaps", "load_in_4bit: 'perhaps' is not one of true, false"),
-        ("--load-in-4bit --quant q4_0", "load_in_4bit true means quant nf4, and quant is given as well"),
+        ("--load-in-4bit --quant q4_0", "load_in_4bit true means quant nf4, and quant says q4_0; give one of the two"),
+        ("--load-in-4bit --load-in-8bit", "load_in_8bit true means quant q8_0, and load_in_4bit says nf4"),
+        ("--adapter qlora --load-in-8bit", "load_in_8bit true means quant q8_0, and adapter says nf4"),
+        ("--lora-target-linear --target q_proj", "lora_target_linear true means target all-linear, and target says"),
+        ("--no-lora-target-linear", "lora_target_linear false: which layers get an adapter is said by target"),
         ("--lora-rank 8", "unknown flag --lora-rank; did you mean --"),
     ],
 )  # fmt: skip
@@ -113,6 +116,43 @@ def test_a_flag_comes_before_a_file_whatever_both_are_called(tmp_path: Path) -> 
     file.write_text("lora_r = 8\nrank = 4\n")
     with pytest.raises(ConfigError, match="key rank is given twice"):
         settings("--config", str(file))
+
+
+@pytest.mark.parametrize(
+    ("text", "flags", "quant"),
+    [
+        ("load_in_4bit = true", "", "nf4"),
+        ("load_in_4bit = true", "--no-load-in-4bit", None),
+        ("load_in_4bit = true", "--load-in-8bit", "q8_0"),
+        ('adapter = "qlora"', "--adapter lora", None),
+        ('quant = "q4_0"', "--no-load-in-4bit", None),
+        ("load_in_4bit = false\nload_in_8bit = true", "", "q8_0"),
+        ("load_in_8bit = true\nload_in_4bit = false", "", "q8_0"),
+        ("load_in_4bit = false", "--adapter qlora", "nf4"),
+    ],
+)
+def test_what_was_said_is_taken_back(text: str, flags: str, quant: str | None, tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text(text)
+    assert settings("--config", str(tmp_path / "run.toml"), *flags.split()).quant == quant
+
+
+def test_several_names_in_one_word_of_a_file_are_told_apart(tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text('target_modules = "q_proj v_proj"')
+    with pytest.raises(UsageError, match=r"'q_proj v_proj' is one word and no list of names.*in a file a list"):
+        settings("--config", str(tmp_path / "run.toml"))
+    (tmp_path / "run.toml").write_text('lora_target_linear = false\ntarget_modules = ["q_proj", "v_proj"]')
+    assert settings("--config", str(tmp_path / "run.toml")).target == ("q_proj", "v_proj")
+
+
+def test_a_key_is_once_in_a_json_file_and_the_suffix_may_be_large(tmp_path: Path) -> None:
+    (tmp_path / "run.JSON").write_text('{"r": 8, "lora": {"r": 16}}')
+    with pytest.raises(ConfigError, match="key r is given twice"):
+        settings("--config", str(tmp_path / "run.JSON"))
+    (tmp_path / "run.JSON").write_text('{"r": 8, "r": 16}')
+    with pytest.raises(ConfigError, match="key r is given twice"):
+        settings("--config", str(tmp_path / "run.JSON"))
+    (tmp_path / "run.JSON").write_text('{"r": 8}')
+    assert settings("--config", str(tmp_path / "run.JSON")).rank == 8
 
 
 @pytest.mark.parametrize(
