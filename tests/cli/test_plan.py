@@ -15,6 +15,7 @@ from entrenar import cli
 from entrenar.cli import finetune, train
 from entrenar.cli.plan import Command as Planned
 from entrenar.cli.settings import parse
+from entrenar.train.footprint import RUN
 
 BASE = str(files("entrenar.quickstart") / "base.gguf")
 
@@ -47,9 +48,9 @@ def test_true_counts_of_a_7b_model(
         ("--preset llama2-7b --quant nf4 --rank 256 --dora --dropout 0.1", "9GB", {"--rank", "--target"}),
         ("--preset llama2-70b --quant nf4", "26GB", {"--batch-size", "--rank", "--quant"}),
         ("--preset qwen2.5-0.5b --modules-to-save embed_tokens", "2.6GB", {"--optimizer"}),
-        (f"--model {BASE} --rank 512 --batch-size 32", "200MB", {"--batch-size", "--rank", "--seq-len"}),
+        (f"--model {BASE} --rank 512 --batch-size 32", "230MB", {"--batch-size", "--rank", "--seq-len"}),
         ("--preset llama-124m --full", "1.5GB", {"--optimizer", "entrenar finetune"}),
-        (f"--model {BASE} --full --dtype f32 --batch-size 32", "150MB", {"--batch-size", "--seq-len"}),
+        (f"--model {BASE} --full --dtype f32 --batch-size 32", "180MB", {"--batch-size", "--seq-len"}),
     ],
 )
 def test_suggestions_fit_are_needed_and_are_commands(
@@ -67,7 +68,8 @@ def test_suggestions_fit_are_needed_and_are_commands(
             given = [word for word in given if word != "--full"]
         again = plan(capsys, *given, *words(row["flags"]))
         assert again["fits"]
-        assert again["predicted_peak_gb"] == pytest.approx(row["predicted_peak_gb"])
+        assert row["predicted_peak_gb"] <= found["limit_gb"]
+        assert row["bytes"]["process"] == again["bytes"]["process"] + RUN
         for spared in changes:  # with every layer computed again the least that a step takes without this change
             without = [flag for flag in changes if flag != spared]
             assert not plan(capsys, *given, *words(without), "--gradient-checkpointing")["fits"] or not without
@@ -149,7 +151,7 @@ def test_a_sequence_beyond_the_context_is_lowered_and_that_is_said(capsys: pytes
         ("--target qproj", 1, "target_modules: 'qproj' selects no linear layer; there are down_proj, embed_tokens, "
          "gate_proj, k_proj, lm_head, o_proj, q_proj, up_proj, v_proj"),
         ("--target q_proj qkv_proj", 1, "target_modules: 'qkv_proj' selects no linear layer; there are down_proj, "),
-        ("--target q_proj,v_proj", 2, "put spaces between them: --target q_proj v_proj"),
+        ("--target q_proj,v_proj", 2, "is one word and no list of names: --target q_proj v_proj"),
         ("--modules-to-save head", 1, "modules_to_save: no module with weights is named 'head'"),
         ("--dora --target embed_tokens", 1, "model.embed_tokens: use_dora is served on linear layers only"),
         ("--rank 0", 2, "rank: 0 is not a rank from 1 to 512"),
