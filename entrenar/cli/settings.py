@@ -167,11 +167,13 @@ def read_file(known: Mapping[str, Setting], path: Path) -> Words:
     Raises:
         ConfigError: not TOML or no JSON object, an unknown key, or one given twice.
     """
+    from entrenar.formats.files import unique_members
+
     is_json = path.suffix.lower() == ".json"
     kind = "a JSON object" if is_json else "TOML"
     try:
         text = path.read_text(encoding="utf-8")
-        content = json.loads(text, object_pairs_hook=_once) if is_json else tomllib.loads(text)
+        content = json.loads(text, object_pairs_hook=unique_members) if is_json else tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # the decoders' own errors are ValueErrors, as of wrong UTF-8
         raise ConfigError(str(path), f"is not {kind}: {error}") from error
     if not isinstance(content, dict):
@@ -186,15 +188,6 @@ def read_file(known: Mapping[str, Setting], path: Path) -> Words:
         values = value if isinstance(value, list) else [value]
         result[name] = [str(v).lower() if isinstance(v, bool) else str(v) for v in values]
     return _in_our_words(known, result)
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object; of a key that is there twice JSON's own reader takes the last."""
-    table = dict(pairs)
-    if len(table) < len(pairs):
-        twice = next(key for key in table if sum(other == key for other, _ in pairs) > 1)
-        raise ValueError(f"key {twice} is given twice")
-    return table
 
 
 def _flat(table: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:

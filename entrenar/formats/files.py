@@ -90,7 +90,8 @@ def view(buffer: Buffer, dtype: np.dtype[Any], count: int, start: int) -> Array:
     return values
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object (`object_pairs_hook`); ValueError for a key that is there twice."""
     members = dict(pairs)
     if len(members) != len(pairs):
         names = [name for name, _ in pairs]
@@ -104,7 +105,7 @@ def read_json(path: PathType) -> dict[str, Any]:
     if len(buffer) > MAX_JSON:
         raise FormatError(path, "", f"is {len(buffer)} bytes long; JSON beside a model has at most {MAX_JSON}")
     try:
-        value = json.loads(buffer[:], object_pairs_hook=_unique)
+        value = json.loads(buffer[:], object_pairs_hook=unique_members)
     except (ValueError, RecursionError) as error:  # ValueError: bad JSON or UTF-8, an endless integer
         raise FormatError(path, "", f"is not valid JSON: {error}") from error
     if not isinstance(value, dict):

@@ -149,7 +149,7 @@ def test_a_key_is_once_in_a_json_file_and_the_suffix_may_be_large(tmp_path: Path
     with pytest.raises(ConfigError, match="key r is given twice"):
         settings("--config", str(tmp_path / "run.JSON"))
     (tmp_path / "run.JSON").write_text('{"r": 8, "r": 16}')
-    with pytest.raises(ConfigError, match="key r is given twice"):
+    with pytest.raises(ConfigError, match="key 'r' is there twice"):
         settings("--config", str(tmp_path / "run.JSON"))
     (tmp_path / "run.JSON").write_text('{"r": 8}')
     assert settings("--config", str(tmp_path / "run.JSON")).rank == 8
