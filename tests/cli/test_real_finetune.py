@@ -13,9 +13,9 @@ import entrenar
 from entrenar.formats import safetensors
 
 
-def command(shared_data, out, *more):
+def command(shared_data, out, *more, model="stories260K.gguf"):
     return [
-        sys.executable, "-m", "entrenar.cli", "finetune", "--model", str(shared_data / "models" / "stories260K.gguf"),
+        sys.executable, "-m", "entrenar.cli", "finetune", "--model", str(shared_data / "models" / model),
         "--data", str(shared_data / "text" / "wikisql"), "--out", str(out), *more,
     ]  # fmt: skip
 
@@ -31,6 +31,11 @@ def test_stories260k_learns_wikisql_and_survives_being_killed(tmp_path, shared_d
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert report["eval_loss"] <= 2.2  # nats a token
+    for model in ("stories260K-q8_0.gguf", "stories260K-q4_0.gguf"):  # QLoRA learns as LoRA does
+        words = command(shared_data, tmp_path / model, "--json", model=model)
+        done = subprocess.run(words, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["eval_loss"] <= 1.02 * report["eval_loss"]
 
     killed = tmp_path / "killed"
     with subprocess.Popen(command(shared_data, killed, "--save-every", "10"), stderr=subprocess.DEVNULL) as process:
