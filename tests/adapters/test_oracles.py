@@ -7,6 +7,7 @@ import copy
 import numpy as np
 import pytest
 import tiny_models as tiny
+from reference_llama_cpp import our_logprobs, their_logprobs
 from support import need_oracle
 
 import entrenar as en
@@ -190,40 +191,6 @@ def test_loraplus_groups_and_steps_are_peft_s(tmp_path):
 
 # ---- llama.cpp ----------------------------------------------------------------------------------------------------
 
-
-def llama_cpp_logprobs(model, prompts, adapter=None):
-    """Next token's log-probabilities (prompts, vocab) by llama.cpp, its cache in f32."""
-    x = need_oracle("xllamacpp")
-    settings = x.CommonParams()
-    settings.model.path, settings.n_ctx, settings.n_parallel, settings.warmup = str(model), 128, 1, False
-    settings.cpuparams.n_threads = 1
-    settings.flash_attn_type = x.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED  # it rounds to f16
-    settings.cache_type_k = settings.cache_type_v = x.ggml_type.GGML_TYPE_F32
-    if adapter is not None:
-        lora = x.CommonAdapterLoraInfo()
-        lora.path, lora.scale = str(adapter), 1.0
-        settings.lora_adapters = [lora]
-    server = x.Server(settings)
-    rows = []
-    for prompt in prompts:
-        answer = server.handle_completions({"prompt": prompt, "n_predict": 1, "n_probs": 512, "temperature": 0.0})
-        (token,) = answer["choices"][0]["logprobs"]["content"]
-        row = np.full(512, np.nan)
-        for entry in token["top_logprobs"]:
-            row[entry["id"]] = entry["logprob"]
-        rows.append(row)
-    return np.array(rows)
-
-
-def logprobs(model, prompts):
-    rows = []
-    with no_grad():
-        for prompt in prompts:
-            x = model(prompt).numpy()[0, -1].astype(np.float64)
-            rows.append(x - x.max() - np.log(np.exp(x - x.max()).sum()))
-    return np.array(rows)
-
-
 PROMPTS = [[1, 403, 407, 261, 378], [1, 350, 270, 443, 411, 419, 262, 300], [1]]
 
 
@@ -236,11 +203,11 @@ def test_llama_cpp_counts_our_gguf_adapter_as_we_do(tmp_path, shared_data, varia
     base = shared_data / "models/stories260K.gguf"
     need_oracle("xllamacpp")
     model = en.load(base)
-    plain = logprobs(model, PROMPTS)
+    plain = our_logprobs(model, PROMPTS)
     model.add_lora(configs[variant])
     randomize(model, size=0.02)
     model.save_adapter(tmp_path / "adapter.gguf")
-    ours, theirs = logprobs(model, PROMPTS), llama_cpp_logprobs(base, PROMPTS, tmp_path / "adapter.gguf")
+    ours, theirs = our_logprobs(model, PROMPTS), their_logprobs(base, PROMPTS, adapter=tmp_path / "adapter.gguf")
     assert np.abs(ours - plain).max() > 0.1
     assert np.abs(ours - theirs).max() <= 1e-3
 
@@ -265,9 +232,9 @@ def test_the_same_adapter_in_peft_llama_cpp_and_here(tmp_path, shared_data, fact
     with torch.no_grad():
         for prompt in PROMPTS:
             theirs.append(torch.log_softmax(peft(input_ids=torch.tensor([prompt])).logits[0, -1].double(), -1).numpy())
-    ours = logprobs(model, PROMPTS)
+    ours = our_logprobs(model, PROMPTS)
     assert np.abs(ours - np.array(theirs)).max() <= 1e-3
-    assert np.abs(ours - llama_cpp_logprobs(base, PROMPTS, tmp_path / "adapter.gguf")).max() <= 1e-3
+    assert np.abs(ours - their_logprobs(base, PROMPTS, adapter=tmp_path / "adapter.gguf")).max() <= 1e-3
 
 
 @pytest.fixture(scope="module", params=["q8_0", "q4_0"])
@@ -302,12 +269,12 @@ def test_an_adapter_trained_on_a_quantized_file_is_the_same_in_llama_cpp(trained
     to 0.01."""
     need_oracle("xllamacpp")
     base, model, folder = trained
-    theirs = llama_cpp_logprobs(folder / "dense.gguf", PROMPTS, folder / "adapter.gguf")
-    assert np.abs(logprobs(model, PROMPTS) - theirs).max() <= 1e-3
+    theirs = their_logprobs(folder / "dense.gguf", PROMPTS, adapter=folder / "adapter.gguf")
+    assert np.abs(our_logprobs(model, PROMPTS) - theirs).max() <= 1e-3
     ids = model.tokenizer.encode("Speak, speak. First Citizen: You are all resolved rather to die than to famish?")
     with no_grad():
         ours = model.loss(ids).item()
-    rows = llama_cpp_logprobs(base, [ids[:n] for n in range(1, len(ids))], folder / "adapter.gguf")
+    rows = their_logprobs(base, [ids[:n] for n in range(1, len(ids))], adapter=folder / "adapter.gguf")
     theirs = -np.mean([row[token] for row, token in zip(rows, ids[1:], strict=True)])
     assert len(ids) > 40
     assert abs(ours - theirs) <= 0.01, (ours, theirs)
@@ -319,7 +286,7 @@ def test_an_adapter_trained_on_a_quantized_file_is_the_same_in_peft(trained):
     torch, theirs = peft_model(folder / "dense", folder / "adapter", trainable=False)
     with torch.no_grad():
         rows = [torch.log_softmax(theirs(input_ids=torch.tensor([p])).logits[0, -1].double(), -1) for p in PROMPTS]
-    assert np.abs(logprobs(model, PROMPTS) - np.array([row.numpy() for row in rows])).max() <= 1e-3
+    assert np.abs(our_logprobs(model, PROMPTS) - np.array([row.numpy() for row in rows])).max() <= 1e-3
 
 
 def test_what_is_merged_and_quantized_again_runs_in_llama_cpp(trained, tmp_path):
@@ -334,6 +301,6 @@ def test_what_is_merged_and_quantized_again_runs_in_llama_cpp(trained, tmp_path)
         merged.compute = "f32"
         with no_grad():
             ours = merged.loss(ids).item()
-        rows = llama_cpp_logprobs(path, [ids[:n] for n in range(1, len(ids))])
+        rows = their_logprobs(path, [ids[:n] for n in range(1, len(ids))])
         theirs = -np.mean([row[token] for row, token in zip(rows, ids[1:], strict=True)])
         assert abs(ours - theirs) <= 0.02, (quant, ours, theirs)
