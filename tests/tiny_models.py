@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from entrenar import CausalLM, LoraConfig, ModelConfig
+from entrenar import CausalLM, LoraConfig, ModelConfig, no_grad
 
 CONFIGS = {
     "llama": ModelConfig(
@@ -33,6 +33,9 @@ CONFIGS = {
         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64, sliding_window=9,
     ),
 }  # fmt: skip
+
+
+IDS = np.arange(14).reshape(2, 7) % 29
 
 
 def model(name: str = "llama", seed: int = 0, lora: LoraConfig | None = None, dtype: str = "f32") -> CausalLM:
@@ -65,3 +68,25 @@ def plain(made: CausalLM) -> dict[str, object]:
         "head_dim": c.head_size, "eps": c.rms_norm_eps, "theta": c.rope_theta, "window": c.sliding_window,
         "lora_scale": scale,
     }  # fmt: skip
+
+
+def logits(made: CausalLM) -> np.ndarray:
+    """Of IDS."""
+    with no_grad():
+        return made(IDS).numpy().copy()
+
+
+def close(a: np.ndarray, b: np.ndarray, within: float = 1e-5) -> bool:
+    """Within so much of the largest."""
+    return bool(np.abs(a - b).max() <= within * np.abs(b).max())
+
+
+def randomize(made: CausalLM, seed: int) -> None:
+    """Factors that change something, DoRA's magnitudes moved."""
+    rng = np.random.default_rng(seed)
+    for name, tensor in made.named_parameters():
+        if "lora_B" in name or "lora_embedding_A" in name:
+            tensor.data[...] = 0.2 * rng.standard_normal(tensor.shape)
+        if "magnitude" in name:
+            tensor.data[...] *= 1 + 0.3 * rng.random(tensor.shape)
+        tensor.version += 1
