@@ -25,6 +25,8 @@ TARGETS = (
     ("q_proj", "v_proj"),
     ("q_proj", "k_proj", "v_proj", "o_proj"),
     ("gate_proj", "up_proj", "down_proj"),
+    ("q_proj", "v_proj", "lm_head"),
+    ("down_proj", "embed_tokens"),
 )
 WHOLE = ((), (), ("lm_head",), ("embed_tokens",), ("embed_tokens", "lm_head"), ("norm",))
 
@@ -56,9 +58,10 @@ def draw(rng: random.Random) -> list[str]:
         types = ("auto", "f32", "f16", "bf16") if quant is None else ("auto", "bf16")
         words += [f"--rank={rng.choice((4, 8, 16, 64))}", f"--dtype={rng.choice(types)}"]
         words += [] if quant is None else [f"--quant={quant}"]
-        words += ["--target", *rng.choice(TARGETS)]
+        target = rng.choice(TARGETS)
+        words += ["--target", *target]
         words += rng.choice(([], ["--dora"])) + rng.choice(([], [], ["--dropout=0.1"]))
-        whole = rng.choice(WHOLE)
+        whole = [name for name in rng.choice(WHOLE) if name not in target]
         words += ["--modules-to-save", *whole] if whole else []
     words += rng.choice(([], [], ["--gradient-accumulation-steps=2"]))
     return words + rng.choice(([], [], ["--gradient-checkpointing"], ["budget"]))

@@ -64,8 +64,8 @@ def require(sizes: Mapping[str, int], what: str) -> None:
 
 
 def gigabytes(size: int) -> str:
-    """Bytes as text in units of 10^9."""
-    return f"{size / 1e9:,.2f} GB"
+    """Bytes as text, in units of 10^9, or of 10^6 where that would round to nothing."""
+    return f"{size / 1e9:,.2f} GB" if size >= 1e7 else f"{size / 1e6:,.2f} MB"
 
 
 def parse_bytes(field: str, text: str) -> int:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from entrenar.errors import UsageError
 from entrenar.models.arch.base import SAME, Transform
 from entrenar.models.storage import ALIGNMENT, aligned
 from entrenar.quant import QTensor, QType
@@ -71,6 +72,9 @@ class StreamedQTensor(QTensor):
     @property
     def data(self) -> Any:
         return native().Packed(self.qtype.name, self.bytes, self.shape)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        raise UsageError("a streamed weight stays in its file and can't be pickled; load the model where it is needed")
 
     @property
     def nbytes(self) -> int:

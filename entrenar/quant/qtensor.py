@@ -114,6 +114,15 @@ class QTensor:
         lines = self.bytes.reshape(self.shape[0], -1)
         return QTensor(self.qtype, self.shape, lines[order].reshape(-1))
 
+    def __copy__(self) -> QTensor:
+        return self  # it never changes
+
+    def __deepcopy__(self, memo: object) -> QTensor:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return QTensor, (self.qtype, self.shape, self.bytes, self.block)
+
     def __repr__(self) -> str:
         return f"QTensor({self.qtype.name}, {self.shape}, {self.nbytes} bytes)"
 

@@ -21,6 +21,7 @@ from entrenar.train.plan import Plan
 if TYPE_CHECKING:
     from entrenar.models.causal_lm import CausalLM
 
+DERIVED = ("learning_rate",)  # settings that may follow from others and from the model: compared last
 SAMPLED = 1 << 16  # bytes hashed at the start, the middle and the end of a large frozen weight
 
 
@@ -48,15 +49,6 @@ def identity(model: CausalLM, config: TrainConfig, data_digest: str) -> dict[str
 
 def require_same(saved: Mapping[str, Any], now: Mapping[str, Any], where: str) -> None:
     """Raises CheckpointError naming the first setting, or what else, differs from the saved run's."""
-    for name, value in now["config"].items():
-        if saved["config"].get(name) != value:
-            raise CheckpointError(
-                f"{where}: {name} was {saved['config'].get(name)!r} and is {value!r} now; a resumed run must have "
-                "the same settings (or start another one in another directory)"
-            )
-    if saved["config"].keys() - now["config"].keys():
-        name = min(saved["config"].keys() - now["config"].keys())
-        raise CheckpointError(f"{where}: the setting {name} counted when this checkpoint was saved, and does not now")
     for part in now["model"]:
         if saved["model"].get(part) != now["model"][part]:
             what = {
@@ -68,6 +60,15 @@ def require_same(saved: Mapping[str, Any], now: Mapping[str, Any], where: str) -
                 "scales": "the adapter's scales (lora_alpha, use_rslora) differ",
             }[part]
             raise CheckpointError(f"{where}: is of another model: {what}")
+    for name, value in sorted(now["config"].items(), key=lambda setting: setting[0] in DERIVED):
+        if saved["config"].get(name) != value:
+            raise CheckpointError(
+                f"{where}: {name} was {saved['config'].get(name)!r} and is {value!r} now; a resumed run must have "
+                "the same settings (or start another one in another directory)"
+            )
+    if saved["config"].keys() - now["config"].keys():
+        name = min(saved["config"].keys() - now["config"].keys())
+        raise CheckpointError(f"{where}: the setting {name} counted when this checkpoint was saved, and does not now")
     if saved["data"] != now["data"]:
         raise CheckpointError(f"{where}: the training data, tokenizer or template differ from those of this checkpoint")
 

@@ -90,7 +90,7 @@ def test_memory_of_two_ranks():
         ("finetune_lora.py", f"{BASE} TEXT OUT --rank 0", "r: 0 is not a rank from 1 to 512"),
         ("finetune_lora.py", f"{BASE} absent.txt OUT", "absent.txt: no such file or directory"),
         ("finetune_qlora.py", f"{BASE} TEXT OUT --quant nf5", "quant: 'nf5' is not one of"),
-        ("finetune_qlora.py", f"{BASE} TEXT OUT --memory-budget 1MB", "memory_budget: 0.00 GB is too little"),
+        ("finetune_qlora.py", f"{BASE} TEXT OUT --memory-budget 1MB", "memory_budget: 1.00 MB is too little"),
         ("memory_benchmarks.py", "--preset llama3", "preset: no preset 'llama3'"),
         ("memory_benchmarks.py", "--ranks 0", "rank: 0 is not a rank from 1 to 512"),
     ],

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import pickle
 import signal
 import threading
 import time
@@ -13,7 +15,7 @@ import pytest
 
 import entrenar
 from entrenar import LoraConfig, ModelConfig
-from entrenar.errors import ConfigError
+from entrenar.errors import ConfigError, UsageError
 from entrenar.models.arch.base import SAME, permute_heads
 from entrenar.models.stream import LayerStream, StreamedQTensor, resident
 from entrenar.quant import QTYPES, quantize
@@ -76,6 +78,13 @@ def test_what_is_in_memory_and_what_is_saved(path, tmp_path):
     inside = sum(size for name, size in sizes.items() if name not in streamed)
     layer = sum(size for name, size in sizes.items() if name in streamed and name.startswith("model.layers.0."))
     assert inside < sum(work.resident.values()) < inside + 2 * (layer + 7 * 64) + 1
+
+
+def test_a_copy_reads_the_same_file_and_a_pickle_is_refused(path):
+    model = entrenar.load(path, stream=True)
+    np.testing.assert_array_equal(copy.deepcopy(model).loss(IDS).data, model.loss(IDS).data)
+    with pytest.raises(UsageError, match="stays in its file"):
+        pickle.dumps(model)
 
 
 def stream_of(layers, read=None):

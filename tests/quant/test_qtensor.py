@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from collections.abc import Iterator
 from itertools import pairwise
 
@@ -358,3 +360,15 @@ def test_permuted() -> None:
         q.permuted([0, 1, 2, 3, 4, 4])
     with pytest.raises(UsageError, match="are not stored apart"):
         quantize(values(6, 256), "nf4").permuted(order)
+
+
+@pytest.mark.parametrize("name", ["q8_0", "nf4"])
+def test_copies_are_itself_and_pickles_are_equal(name: str) -> None:
+    q = quantize(values(3, 64), name)
+    _ = q.data  # what products take has been made
+    assert copy.copy(q) is q
+    assert copy.deepcopy([q])[0] is q
+    again = pickle.loads(pickle.dumps(q))
+    assert (again.qtype, again.shape, again.block) == (q.qtype, q.shape, q.block)
+    assert same(again.dense(), q.dense())
+    assert not again.bytes.flags.writeable

@@ -42,3 +42,15 @@ def test_a_setting_that_only_the_saved_run_has_is_named() -> None:
         require_same({**now, "config": {"a": 1, "max_steps": 5}}, now, "here")
     with pytest.raises(CheckpointError, match="a was None and is 1 now"):
         require_same({**now, "config": {}}, now, "here")
+
+
+def test_the_cause_is_named_before_the_rate_that_follows_from_it() -> None:
+    saved = {"config": {"learning_rate": 1e-3, "loraplus_lr_ratio": None}, "model": {"scales": {"q": 2.0}}, "data": "x"}
+    rate = {"learning_rate": 2e-3}
+    for changed, words in (
+        ({"config": {**saved["config"], **rate}, "model": {"scales": {"q": 8.0}}}, "scales"),
+        ({"config": {**rate, "loraplus_lr_ratio": 16.0}}, "loraplus_lr_ratio was None"),
+        ({"config": {**saved["config"], **rate}}, "learning_rate was 0.001"),
+    ):
+        with pytest.raises(CheckpointError, match=words):
+            require_same(saved, {**saved, **changed}, "here")
