@@ -60,7 +60,9 @@ def draw(rng: random.Random) -> list[str]:
         words += [] if quant is None else [f"--quant={quant}"]
         target = rng.choice(TARGETS)
         words += ["--target", *target]
-        words += rng.choice(([], ["--dora"])) + rng.choice(([], [], ["--dropout=0.1"]))
+        dora = rng.choice(([], ["--dora"]))
+        words += [] if "embed_tokens" in target else dora  # of linear layers only
+        words += rng.choice(([], [], ["--dropout=0.1"]))
         whole = [name for name in rng.choice(WHOLE) if name not in target]
         words += ["--modules-to-save", *whole] if whole else []
     words += rng.choice(([], [], ["--gradient-accumulation-steps=2"]))
