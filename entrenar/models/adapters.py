@@ -147,7 +147,7 @@ class Adapted(Module):
             if config.use_dora:
                 low.magnitude = Tensor(low.row_norms(module.weight).copy(), requires_grad=True)
         copies = {
-            name: Tensor(np.array(weight.dense(), np.float32), requires_grad=True)
+            name: Tensor(_copied(weight), requires_grad=True)
             for name, weight in held_whole(self, config).items()
         }
         return Adapter(config, factors, copies, self.quantization)
@@ -397,3 +397,8 @@ def _write(module: Module, kind: str, values: NDArray[np.float32]) -> None:
         return
     weight.data[...] = values
     weight.version += 1
+
+
+def _copied(weight: Weight) -> NDArray[np.float32]:
+    """Its values as an array of their own, made once."""
+    return weight.data.astype(np.float32) if isinstance(weight, Tensor) else weight.dense()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import tiny_models as tiny
 from tiny_models import IDS, close, logits, randomize
 
-from entrenar import LoraConfig
+from entrenar import CausalLM, LoraConfig, ModelConfig
 from entrenar.errors import AdapterError, ConfigError, FormatError, UsageError
 
 ALL = LoraConfig(r=3, lora_alpha=5, target_modules="all-linear")
@@ -268,6 +270,20 @@ def test_whole_modules_are_trained_saved_and_switched(tmp_path, name):
     assert np.array_equal(logits(fresh), trained)
     fresh.merge_adapter()
     assert close(logits(fresh), trained)
+
+
+def test_whole_modules_are_copied_once():
+    config = ModelConfig(vocab_size=20000, hidden_size=64, intermediate_size=64, num_hidden_layers=1,
+                         num_attention_heads=1, num_key_value_heads=1, max_position_embeddings=64)  # fmt: skip
+    model = CausalLM.from_config(config, seed=0, dtype="bf16")
+    tracemalloc.start()
+    try:
+        model.add_lora(LoraConfig(r=1, modules_to_save=["embed_tokens"]))
+        held, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held >= 4 * 20000 * 64
+    assert peak <= 1.2 * held
 
 
 def test_what_modules_to_save_takes():
