@@ -239,6 +239,7 @@ cdef extern from "entrenar.h" nogil:
     void en_set_threads(int n)
     void *en_alloc(size_t bytes)
     size_t en_kept_bytes()
+    void en_trim()
     void en_free(void *block)
     void en_fail_allocation(int64_t nth)
 
@@ -424,6 +425,11 @@ cdef cnp.ndarray empty(tuple shape, int typenum=cnp.NPY_FLOAT32, str op="allocat
 def kept_bytes():
     """Bytes of freed results that are kept for later ones: they count as this process's memory, and are free for it."""
     return en_kept_bytes()
+
+
+def trim():
+    """Gives free pages of the C library's heap back to the system: parsing a large file leaves many."""
+    en_trim()
 
 
 def buffer(shape, dtype=np.float32):

@@ -349,6 +349,7 @@ void en_fail_allocation(int64_t nth); /* tests: the nth allocation from now fail
 enum { EN_HEADER = 64, EN_LARGE = 128 << 10 };
 void *en_large_alloc(size_t bytes);
 void en_large_free(void *block);
+void en_trim(void); /* free pages of the C library's heap go back to the system, where it can do that */
 size_t en_kept_bytes(void); /* of freed blocks that are kept for later ones, 0 where another thread is at them */
 
 #endif

@@ -4,6 +4,9 @@
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdlib.h>
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
 
 #ifndef __has_feature
 #define __has_feature(name) 0
@@ -53,6 +56,12 @@ void en_free(void *p) {
         en_large_free(p);
     else
         free(block);
+}
+
+void en_trim(void) {
+#ifdef __GLIBC__
+    malloc_trim(0);
+#endif
 }
 
 struct scratch {

@@ -121,7 +121,8 @@ class Command(StepSettings):
         if self.stream and not can_stream:
             raise ConfigError("stream", "no layer has quantized weights that could stay in the file")
         streamed = self.stream if can_stream else None
-        work = Work(config, types, compute, self.adapter(), self.training(config), streamed)
+        training, tokenizer = self.training(config), source is not None
+        work = Work(config, types, compute, self.adapter(), training, streamed, tokenizer)
         _ = work.trained  # an adapter that does not fit is an error here, not where its sizes are first asked for
         return work
 

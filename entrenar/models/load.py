@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from entrenar.backend import cpu
 from entrenar.errors import ConfigError, UnsupportedError
 from entrenar.models import memory
 from entrenar.models.build import Take
@@ -22,6 +23,7 @@ from entrenar.models.storage import Empty, Plain, Quantized, Rows, aligned, kept
 from entrenar.models.stream import LayerStream, resident, streamed_layers
 from entrenar.ops.parts import Weight
 from entrenar.quant import QTensor, QType
+from entrenar.tokenizer import Tokenizer
 
 
 def load(
@@ -57,7 +59,7 @@ def load(
     weights = _Weights(source, policy.storage, quant)
     take = weights.streamed() if stream else weights.read
     memory.require(resident(weights.sizes(), streamed_layers(weights.kept) if stream else {}), str(source.path))
-    model = CausalLM(source.config, take, source.tokenizer())
+    model = CausalLM(source.config, take, _tokenizer(source))
     model.source = str(path)
     model.quantization = Quantization.of(weights.kept, quant, source.stored)
     model.compute = policy.compute or model.compute
@@ -81,10 +83,17 @@ def load_on_disk(path: str | PathLike[str], quant: str | None = None) -> CausalL
         qtype = kept if isinstance(kept, QType) else kept.qtype
         return on_disk(lambda: weights.read(hf, shape, Rows(*shape).place(0, shape[0])), qtype, shape)
 
-    model = CausalLM(source.config, left, source.tokenizer())
+    model = CausalLM(source.config, left, _tokenizer(source))
     model.source = str(path)
     model.quantization = Quantization.of(weights.kept, quant, source.stored)
     return model.eval()
+
+
+def _tokenizer(source: Source) -> Tokenizer | None:
+    """What making it took besides, up to twice its own size, is given back."""
+    tokenizer = source.tokenizer()
+    cpu.trim()
+    return tokenizer
 
 
 class _Weights:

@@ -8,7 +8,7 @@ from typing import Any
 
 from entrenar.errors import AdapterError, MemoryLimitError, UsageError
 from entrenar.models.flops import matrices
-from entrenar.train.footprint import BASE, RUN, Footprint
+from entrenar.train.footprint import RUN, Footprint, process_bytes
 from entrenar.train.plan import Plan, make_plan
 from entrenar.train.work import Work
 
@@ -107,7 +107,7 @@ class _Search:
         budget = f"{(self._limit + 1) // 10**7 / 100:.2f}GB"  # as the flag has it, rounded down; 4.1GB is 4.1e9 - 1
         training = replace(work.training, memory_budget=budget)
         try:
-            plan = make_plan(Footprint(work, BASE + RUN), training, self._limit)
+            plan = make_plan(Footprint(work, process_bytes(work) + RUN), training, self._limit)
         except MemoryLimitError:
             return None
         if plan.rows is not None or (plan.recomputed and not training.gradient_checkpointing):

@@ -16,7 +16,8 @@ from entrenar.train.layer import FLOAT, layer_bytes
 from entrenar.train.work import Work
 
 BASE = 58_000_000  # bytes of the interpreter with everything that training imports
-RUN = 30_000_000  # bytes that a run may hold besides: its data, a tokenizer, records
+TOKENIZER, WORD = 4_000_000, 280  # bytes of a tokenizer, and of each of its words (240 to 400 with merges)
+RUN = 30_000_000  # bytes that a run may hold besides: its data, records
 PACKED = 8 << 20  # bytes of a product's left side that are packed at a time (A_WORDS in csrc/kernels/plan.h)
 THREAD = 2 << 20  # bytes of right sides and sums that a thread works on
 MOMENTS = {"adamw": 8.0, "adam": 8.0, "adamw_8bit": 2 + 8 / 256}  # bytes of optimizer state a trained weight
@@ -36,17 +37,22 @@ class Moment:
         return sum(self.parts.values())
 
 
+def process_bytes(work: Work) -> int:
+    """Of the process without the model, its tokenizer included."""
+    return BASE + work.tokenizer * (TOKENIZER + WORD * work.config.vocab_size)
+
+
 class Footprint:
     """The sizes of a step's arrays, in bytes, and the moments they make.
 
     Args:
-        base: bytes of the process without the model.
+        base: bytes of the process without the model, `process_bytes` by default.
 
     Attributes:
         layers: how many there are. rows: positions whose logits are held at once where memory does not matter.
     """
 
-    def __init__(self, work: Work, base: int = BASE) -> None:
+    def __init__(self, work: Work, base: int | None = None) -> None:
         config, tokens = work.config, work.tokens
         size = 2 if work.compute == "bf16" else 4
         self.layers = config.num_hidden_layers
@@ -71,7 +77,7 @@ class Footprint:
             self._last -= min(self._last, embedding)
         state = MOMENTS.get(work.training.optimizer, 4.0 if work.training.momentum else 0.0)
         self._held = {
-            "process": base,
+            "process": process_bytes(work) if base is None else base,
             "kernels": _kernels(work, self.rows * self._logits, size),
             "weights": sum(work.resident.values()),
             "adapter": total if work.adapter is not None else 0,

@@ -29,6 +29,7 @@ class Work:
         types: the type that each of the model's own weights has in memory, by name. adapter: None where all of them are
             trained.
         streamed: whether layers' quantized weights stay in the file; None where there is no such file.
+        tokenizer: whether there is one in memory too.
     """
 
     config: ModelConfig
@@ -37,6 +38,7 @@ class Work:
     adapter: LoraConfig | None
     training: TrainConfig
     streamed: bool | None = None
+    tokenizer: bool = False
 
     @classmethod
     def of(cls, model: CausalLM, training: TrainConfig) -> Work:
@@ -44,7 +46,8 @@ class Work:
         with model.disable_adapter():  # its own weights, not those that an adapter holds whole
             types = {name: qtype_of(weight) for name, weight in model.named_weights()}
             streamed = any(isinstance(weight, StreamedQTensor) for _, weight in model.named_weights()) or None
-        return cls(model.config, types, model.compute, model.adapter, training, streamed)
+        tokenizer = model.tokenizer is not None
+        return cls(model.config, types, model.compute, model.adapter, training, streamed, tokenizer)
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:

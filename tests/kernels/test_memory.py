@@ -109,6 +109,19 @@ print(worst - peak)
     assert resident_after(code) < 8
 
 
+@pytest.mark.skipif("asan" in os.environ.get("LD_PRELOAD", ""), reason="a sanitizer's heap is another one")
+def test_free_pages_of_the_heap_are_given_back() -> None:
+    code = """
+held = [bytes(2000) for _ in range(50_000)]
+last = held.pop()
+del held
+kept = resident() - before
+_native.trim()
+print(kept if kept < 50 else resident() - before)
+"""
+    assert resident_after(code) < 20
+
+
 @pytest.mark.skipif("asan" in os.environ.get("LD_PRELOAD", ""), reason="a sanitizer keeps no blocks")
 def test_what_is_kept_counts_as_free() -> None:
     """A plan for what comes next sees no memory of what was dropped."""

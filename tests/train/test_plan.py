@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import spm_vocabulary
 from train import tiny
 
 import entrenar as en
@@ -15,6 +17,7 @@ from entrenar.models.dtype import DTYPES
 from entrenar.models.memory import parse_bytes
 from entrenar.models.storage import kept_as
 from entrenar.observe import subscribed
+from entrenar.tokenizer import from_gguf
 from entrenar.train import TrainConfig, Trainer
 from entrenar.train.footprint import Footprint
 from entrenar.train.plan import Plan, make_plan
@@ -73,6 +76,27 @@ def test_the_prediction_is_what_a_process_takes(
     if budget != "none":
         assert recomputed > 0
         assert peak <= 1.05 * parse_bytes("budget", budget)
+
+
+def test_a_plan_of_a_file_counts_its_tokenizer(tmp_path: Path) -> None:
+    words = [f"w{i:x}" for i in range(80_000)]
+    keys = spm_vocabulary.metadata()
+    keys["tokenizer.ggml.tokens"] += words
+    keys["tokenizer.ggml.scores"] += [-99.0] * len(words)
+    keys["tokenizer.ggml.token_type"] += [1] * len(words)
+    config = en.ModelConfig(vocab_size=len(keys["tokenizer.ggml.tokens"]), hidden_size=32, intermediate_size=64,
+                            num_hidden_layers=2, num_attention_heads=1, num_key_value_heads=1)  # fmt: skip
+    model = en.CausalLM.from_config(config, seed=0, dtype="bf16")
+    model.tokenizer = from_gguf(keys)
+    model.save(tmp_path / "m.gguf")
+    flags = ["--model", str(tmp_path / "m.gguf"), "--seq-len", "16", "--batch-size", "1", "--json"]
+
+    def said(*command: str) -> dict[str, float]:
+        words = [sys.executable, "-m", "entrenar.cli", *command, *flags]
+        return dict(json.loads(subprocess.run(words, check=True, capture_output=True, text=True).stdout))
+
+    predicted, peak = said("plan")["predicted_peak_gb"], said("bench", "step", "--steps", "1")["peak_rss_gb"]
+    assert abs(predicted - peak) <= 0.1 * peak
 
 
 @pytest.mark.tier1
