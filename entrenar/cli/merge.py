@@ -59,9 +59,8 @@ class Command:
         if self.json:
             print_json(about | report.as_dict())
             return 0
-        if report.quantized or self.quant is not None:
-            print(report.table())
-            note(report.advice())
+        print(report.table())
+        note(report.advice())
         what = f" ({into})" if report.quantized else ""
         note(f"merged into {out}{what}; try: entrenar generate --model {out} --prompt '…'")
         return 0

@@ -130,6 +130,10 @@ def read_words(known: Mapping[str, Setting], args: Sequence[str]) -> Words:
     """Words per field of a command line; the path of ``--config`` is kept under that name.
 
     A flag of one value takes the next word whatever it is, unless that begins with ``--``: ``--prompt=--x``.
+
+    Raises:
+        UsageError: a word that belongs to nothing, a flag without a value, or one of several values that is given
+            twice; of others the last one counts.
     """
     known = {**known, CONFIG.name: CONFIG}
     places = [s.name for s in known.values() if s.positional]
@@ -144,12 +148,15 @@ def read_words(known: Mapping[str, Setting], args: Sequence[str]) -> Words:
             setting = _find(name, known, f"flag --{key}")
             if setting.switch and not equals:
                 equals, value = "=", "true"
+            _once(setting, result)
             result[setting.name] = [value] if equals else []
             opened = None if equals else setting
         elif opened and (not result[opened.name] or (opened.many and not (equals and name in known))):
             result[opened.name].append(word)
         elif equals and name.isidentifier() and (name in known or not places):
-            result[_find(name, known, f"key {key}").name] = [value]
+            setting = _find(name, known, f"key {key}")
+            _once(setting, result)
+            result[setting.name] = [value]
             opened = None
         elif places:
             result[places.pop(0)] = [word]
@@ -159,6 +166,11 @@ def read_words(known: Mapping[str, Setting], args: Sequence[str]) -> Words:
         if not given:
             raise UsageError(f"{known[name].flag} needs a value")
     return _in_our_words(known, result)
+
+
+def _once(setting: Setting, words: Words) -> None:
+    if setting.many and setting.name in words:
+        raise UsageError(f"{setting.flag} is given twice; give it once, with all its values: {setting.flag} A B")
 
 
 def read_file(known: Mapping[str, Setting], path: Path) -> Words:

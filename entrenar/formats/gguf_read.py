@@ -23,7 +23,7 @@ from entrenar.formats.gguf_parse import U64, Entry, Part, TensorInfo
 from entrenar.formats.gguf_parse import parse as parse_part
 
 _MISSING: Any = object()
-_SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
+SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 
 # kinds of value that `Metadata.expect` knows: kind -> (python classes of a value, or of the values of a list)
 _KINDS: dict[str, tuple[type, ...]] = {"bool": (bool,), "int": (int,), "float": (float, int), "str": (str,)}
@@ -214,7 +214,7 @@ def read(path: PathType) -> GGUF:
 
 
 def _read_shards(path: Path, count: int) -> GGUF:
-    name = _SHARD.fullmatch(path.name)
+    name = SHARD.fullmatch(path.name)
     if name is None or int(name["count"]) != count:
         raise FormatError(path, "key 'split.count'", f"is {count}, but the name lacks -0000i-of-{count:05}")
     parts = []

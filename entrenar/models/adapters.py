@@ -145,7 +145,7 @@ class Adapted(Module):
                 continue
             low = factors[path] = LowRank.init(out, in_, rank, scale, config.lora_dropout, rng)
             if config.use_dora:
-                low.magnitude = Tensor(low.row_norms(module.weight).copy(), requires_grad=True)
+                low.magnitude = Tensor(_directed(path, low.row_norms(module.weight)), requires_grad=True)
         copies = {
             name: Tensor(_copied(weight), requires_grad=True)
             for name, weight in held_whole(self, config).items()
@@ -397,6 +397,14 @@ def _write(module: Module, kind: str, values: NDArray[np.float32]) -> None:
         return
     weight.data[...] = values
     weight.version += 1
+
+
+def _directed(path: str, norms: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The lengths of a weight's rows, a copy; DoRA divides by them."""
+    if not norms.all():
+        reason = f"{path}: {np.count_nonzero(norms == 0)} rows of its weight are all 0, the first is {norms.argmin()}"
+        raise AdapterError(f"{reason}; DoRA needs their direction: leave it out of target_modules, or train without it")
+    return norms.copy()
 
 
 def _copied(weight: Weight) -> NDArray[np.float32]:

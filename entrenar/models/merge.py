@@ -1,8 +1,8 @@
 """What merging an adapter costs: errors of quantization beside what the adapter changes, and which base to merge into.
 
 An adapter trained on a quantized model was fitted to the weights that it saw, dequantized: merged into those it gives
-the trained model. Merged into the 16-bit model it meets weights that differ by the base's quantization error, which is
-good where that is small beside the change ΔW, and loses what was learned where it is not.
+the trained model. Merged into the 16-bit model it meets weights that differ by the base's quantization error, and loses
+a part of what was learned unless that is very small beside the change ΔW (measured in docs/log.md).
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from entrenar.nn.lora import HEAD
 from entrenar.quant import QTensor
 
 Base = Literal["16bit", "dequantized"]
-LARGE = 1.0  # ‖error‖/‖ΔW‖ from which on the error outweighs what was learned
+NEGLIGIBLE = 0.05  # ‖error‖/‖ΔW‖ of a base, below which the two bases do equally well
+ROUNDED = 0.8  # the same of a result, from which on much is lost: 1 is all of it where the base is of the same type
 COMPARED = (  # of two configs
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
     "head_dim", "rope_theta", "partial_rotary_factor", "rms_norm_eps",
@@ -114,7 +115,7 @@ class MergeReport:
     def better(self) -> Base | None:
         """The base to merge into; None where there is nothing to judge by."""
         ratio = None if self.fitted is False else self.median("base")
-        return None if ratio is None else "dequantized" if ratio >= LARGE else "16bit"
+        return None if ratio is None else "dequantized" if ratio >= NEGLIGIBLE else "16bit"
 
     def advice(self) -> str:
         """Which choice is better, and why."""
@@ -124,22 +125,22 @@ class MergeReport:
             words.append("its factors change nothing: ΔW is 0 in every layer")
         elif (better := self.better()) is not None:
             why = (
-                f"outweighs what the adapter learned; it was fitted to the dequantized weights{trained_here}"
+                f", and the adapter was fitted to the dequantized weights{trained_here}"
                 if better == "dequantized"
-                else "is less than what the adapter learned; the 16-bit weights are the better ones"
+                else ", too little to count, and the 16-bit weights are the better ones apart from it"
             )
-            ratio = self.median("base")
-            words.append(f"--into {better}: the base's quantization error is {ratio:.2g} of the change, and {why}")
+            error = f"the base's quantization error is {self.median('base'):.2g} of the change"
+            words.append(f"--into {better}: {error}{why}")
         elif self.fitted is False:
             words.append("the adapter was trained on other weights than these: no base gives the trained model")
         elif self.quantized:
             compare = "" if self.compared else "; --base MODEL compares with the 16-bit model"
             words.append(f"dequantized is the trained model{trained_here}{compare}")
         written = self.median("written")
-        if written is not None and written >= LARGE:
+        if written is not None and written >= ROUNDED:
             words.append(
-                f"writing this type costs {written:.2g} times the change: most of what was learned is rounded away; "
-                "keep the adapter apart, or write more bits (q8_0, f16)"
+                f"writing this type costs {written:.2g} times the change: much of what was learned is rounded away; "
+                "keep the adapter apart, or write more bits (q8_0, f16, f32)"
             )
         return "; ".join(words) or "nothing to choose: base and result have the same precision"
 

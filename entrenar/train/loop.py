@@ -128,7 +128,7 @@ class Trainer:
         """Run to the end, or until a signal.
 
         Raises:
-            NonFiniteError: `max_skipped_steps` steps in a row could not be applied; the message reports them.
+            NonFiniteError: `max_skipped_steps` steps in a row, or all, could not be applied; the message reports them.
         """
         was_training = self.model.training
         before = self.model.model.recompute, self.model.logits_rows
@@ -285,7 +285,7 @@ class Trainer:
         )
 
     def _skip(self, loss: float, norm: float) -> None:
-        """Account for a step that was not applied; the last allowed one in a row ends the run."""
+        """Account for a step that was not applied; the last allowed one in a row, or of all, ends the run."""
         progress, limit = self.progress, self.config.max_skipped_steps
         progress.skipped += 1
         progress.consecutive += 1
@@ -298,15 +298,21 @@ class Trainer:
             consecutive=progress.consecutive,
             reason=reason,
         )
-        if progress.consecutive >= limit:
-            emit("train.stop", step=progress.step, reason=f"{limit} steps in a row could not be applied")
-            newest = None if self.out is None else checkpoint.latest(self.out / "checkpoints")
-            raise NonFiniteError(
-                f"training stopped after step {progress.step}: {limit} steps in a row were not applied because of NaN "
-                f"or infinity ({reason}). The weights are those after step {progress.step - limit}; "
-                + (f"the newest checkpoint is {newest}. " if newest else "no checkpoint was saved yet. ")
-                + f"Try a smaller learning_rate (it is {self.config.learning_rate:g}), a warm-up, or look at the data."
-            )
+        none = progress.skipped == progress.step  # of all steps so far was applied
+        if progress.consecutive < limit and not (none and progress.step >= self.total_steps):
+            return
+        emit("train.stop", step=progress.step, reason=f"{progress.consecutive} steps in a row could not be applied")
+        newest = None if self.out is None else checkpoint.latest(self.out / "checkpoints")
+        cause = f"Try a smaller learning_rate (it is {self.config.learning_rate:g}), a warm-up, or look at the data."
+        if none:
+            cause = "None was applied, so it comes from the model, the adapter or the data as they were given."
+        raise NonFiniteError(
+            f"training stopped after step {progress.step}: {progress.consecutive} steps in a row were not applied "
+            f"because of NaN or infinity ({reason}). The weights are those after step "
+            f"{progress.step - progress.consecutive}; "
+            + (f"the newest checkpoint is {newest}. " if newest else "no checkpoint was saved yet. ")
+            + cause
+        )
 
     # ---- evaluation -----------------------------------------------------------------------------------------------
 

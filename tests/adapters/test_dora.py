@@ -91,6 +91,15 @@ def test_dora_norms_follow_the_factors_and_the_scale():
             assert np.allclose(f.row_norms(layer.weight), want, rtol=1e-6)
 
 
+def test_rows_of_zeros_have_no_direction():
+    """A padded vocabulary's, in the head."""
+    model = tiny.model("llama")
+    model.lm_head.weight.data[[5, 9]] = 0
+    with pytest.raises(AdapterError, match=r"lm_head: 2 rows of its weight are all 0, the first is 5"):
+        model.add_lora(LoraConfig(r=2, use_dora=True, target_modules=["q_proj", "lm_head"]))
+    assert not model.adapters
+
+
 def test_dora_has_no_sum_and_no_embedding():
     model = dora(target_modules=["o_proj"])
     model.add_lora(ALL, name="other")

@@ -43,6 +43,7 @@ def run(capsys, words, folder):
         ("convert --model @model.gguf --out @pytorch_model.BIN", "bin files are not written alone"),
         ("convert --model @model.gguf --adapter @adapter --out @a.safetensors", "not written alone"),
         ("convert --model @model.gguf --out @dir.gguf --force", "dir.gguf is a directory"),
+        ("merge --model @model.gguf --adapter @adapter --out @m-00002-of-00003.gguf", "the name of a part of a model"),
         ("convert --model @hf --out @model.gguf/ --adapter @adapter", "exists"),
         ("convert --model @model.gguf --out @hf/config.json --force", "config.json is a file"),
         ("convert --model @model.gguf --adapter @adapter --out @model.gguf --force", "would take the place of"),

@@ -53,7 +53,8 @@ NEEDED = ["--model", "m", "--data", "d"]
 
 
 def settings(*args: str) -> Command:
-    result = parse(Command, [*NEEDED, *args], "entrenar test")
+    data = any(word.startswith(("--data", "data=")) for word in args)  # of several values, so given once
+    result = parse(Command, [*(NEEDED[:2] if data else NEEDED), *args], "entrenar test")
     assert result is not None
     return result
 
@@ -173,6 +174,11 @@ def test_positional_needs_no_flag(words: list[str]) -> None:
 def test_positional_is_required_and_single() -> None:
     assert complaint(command=Place) == "TEXT is needed: the text"
     assert complaint("a", "b", command=Place).startswith("what does 'b' belong to?")
+
+
+@pytest.mark.parametrize("again", [["--data", "b"], ["--data=b"], ["data=b"]])
+def test_a_flag_of_several_values_is_given_once(again: list[str]) -> None:
+    assert complaint(*NEEDED, *again) == "--data is given twice; give it once, with all its values: --data A B"
 
 
 def test_help_lists_every_setting_with_its_help_and_default(capsys: pytest.CaptureFixture[str]) -> None:

@@ -156,6 +156,15 @@ def test_too_many_in_a_row_stop_the_run_and_keep_the_good_checkpoint(tmp_path: P
     assert (tmp_path / "run/loss.svg").exists()
 
 
+def test_a_run_of_which_no_step_was_applied_is_no_success(tmp_path: Path) -> None:
+    model = tiny.model()
+    poison(model, {1, 2, 3}, "loss")
+    config = tiny.config(tmp_path / "run", gradient_accumulation_steps=1, save_every=1, max_steps=3)
+    with pytest.raises(NonFiniteError, match=r"after step 3: 3 steps .* None was applied, so it comes from the model"):
+        Trainer(model, tiny.data(), config).fit()
+    assert not list((tmp_path / "run").glob("checkpoints/step*"))
+
+
 def test_it_runs_outside_of_the_main_thread() -> None:
     results: list[object] = []
     thread = threading.Thread(target=lambda: results.append(tiny.run(None)))
