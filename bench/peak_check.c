@@ -3,7 +3,7 @@
  *
  *     peak_check LOOP THREADS SECONDS     LOOP: avx2 avx512 avx512_bf16 amx read copy
  *
- * prints FLOP/s (or bytes/s) of the best of five rounds. bench/peak_check.py compiles and runs it.
+ * prints FLOP/s of the best of five rounds, or bytes/s of the best of twenty. bench/peak_check.py compiles and runs it.
  */
 #define _GNU_SOURCE
 #include <immintrin.h>
@@ -17,7 +17,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { ROUNDS = 5, MAX_THREADS = 256 };
+enum { ROUNDS = 5, STREAM_ROUNDS = 20, MAX_THREADS = 256 };
 
 static double now(void) {
     struct timespec t;
@@ -127,7 +127,7 @@ struct part {
     const char *stream;
     char *from, *to;
     size_t bytes;
-    double seconds, rate[ROUNDS], begin[ROUNDS], end[ROUNDS];
+    double seconds, rate[STREAM_ROUNDS], begin[STREAM_ROUNDS], end[STREAM_ROUNDS];
     int index;
 };
 
@@ -150,7 +150,7 @@ static void *work(void *argument) {
         memset(p->from, 3, p->bytes);
         if (p->to) memset(p->to, 5, p->bytes);
     }
-    for (int round = 0; round < ROUNDS; round++) {
+    for (int round = 0; round < (p->stream ? STREAM_ROUNDS : ROUNDS); round++) {
         double flops = 0;
         pthread_barrier_wait(p->together);
         p->begin[round] = now();
@@ -192,7 +192,7 @@ int main(int argc, char **argv) {
     work(&part[0]);
     for (int i = 1; i < threads; i++) pthread_join(id[i], NULL);
     double best = 0;
-    for (int round = 0; round < ROUNDS; round++) {
+    for (int round = 0; round < (streams ? STREAM_ROUNDS : ROUNDS); round++) {
         double sum = 0, begin = part[0].begin[round], end = part[0].end[round];
         for (int i = 0; i < threads; i++) {
             sum += part[i].rate[round];
