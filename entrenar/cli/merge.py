@@ -21,8 +21,8 @@ from entrenar.models.save import requested
 class Command:
     """Add an adapter into the weights. The result needs no adapter and loads everywhere the base did.
 
-    For an adapter trained on a quantized model the report says how the errors of quantization compare with what the
-    adapter changes, layer by layer, and which base to merge into.
+    The report says how the error of what is written compares with what the adapter changes, layer by layer, and for an
+    adapter trained on a quantized model which base to merge into.
     """
 
     model: str = required("the model the adapter was trained on: a GGUF file or a Hugging Face directory")

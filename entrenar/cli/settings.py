@@ -103,7 +103,7 @@ def settings_of(command: type) -> dict[str, Setting]:
 def parse(command: type[T], args: Sequence[str], prog: str) -> T | None:
     """The settings of a command line, or None where it asked for help, which is printed.
 
-    Precedence: default < file of ``--config`` < flag or ``key=value``; of two flags the later one holds.
+    Precedence: default < file of ``--config`` < flag or ``key=value``; of two flags of one value the later one holds.
 
     Raises:
         UsageError: an unknown name (the error tells the nearest known one), a value of the wrong type, or a

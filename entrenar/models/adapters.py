@@ -145,7 +145,7 @@ class Adapted(Module):
                 continue
             low = factors[path] = LowRank.init(out, in_, rank, scale, config.lora_dropout, rng)
             if config.use_dora:
-                low.magnitude = Tensor(_directed(path, low.row_norms(module.weight)), requires_grad=True)
+                low.magnitude = Tensor(low.row_norms(module.weight).copy(), requires_grad=True)
         copies = {
             name: Tensor(_copied(weight), requires_grad=True)
             for name, weight in held_whole(self, config).items()
@@ -153,8 +153,16 @@ class Adapted(Module):
         return Adapter(config, factors, copies, self.quantization)
 
     def attach(self, adapter: Adapter, name: str = "default") -> None:
-        """Puts an adapter in place, freezes the model's own weights, and makes this the only one that acts."""
+        """Puts an adapter in place, freezes the model's own weights, and makes this the only one that acts.
+
+        Raises:
+            AdapterError: an adapter has this name, or is a DoRA of rows that have no direction.
+        """
         self._require_free(name)
+        layers = dict(self.adaptable())
+        for path, factors in adapter.factors.items():
+            if isinstance(factors, LowRank) and factors.magnitude is not None:
+                _require_directions(path, factors.row_norms(layers[path].weight))
         self.set_adapter([])
         for _, weight in self.named_weights():
             if isinstance(weight, Tensor):
@@ -399,12 +407,14 @@ def _write(module: Module, kind: str, values: NDArray[np.float32]) -> None:
     weight.version += 1
 
 
-def _directed(path: str, norms: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The lengths of a weight's rows, a copy; DoRA divides by them."""
-    if not norms.all():
-        reason = f"{path}: {np.count_nonzero(norms == 0)} rows of its weight are all 0, the first is {norms.argmin()}"
-        raise AdapterError(f"{reason}; DoRA needs their direction: leave it out of target_modules, or train without it")
-    return norms.copy()
+def _require_directions(path: str, norms: NDArray[np.float32]) -> None:
+    """Refuses rows of the length 0, by which DoRA would divide."""
+    zeros = np.flatnonzero(norms == 0)
+    if zeros.size:
+        raise AdapterError(
+            f"{path}: rows of its weight are all 0, {zeros.size} of {norms.size}, the first is {zeros[0]}; DoRA needs "
+            "their direction: leave it out of target_modules, or train without DoRA"
+        )
 
 
 def _copied(weight: Weight) -> NDArray[np.float32]:

@@ -90,7 +90,7 @@ def load_on_disk(path: str | PathLike[str], quant: str | None = None) -> CausalL
 
 
 def _tokenizer(source: Source) -> Tokenizer | None:
-    """What making it took besides, up to twice its own size, is given back."""
+    """What making it took besides, more than twice its own size, is given back."""
     tokenizer = source.tokenizer()
     cpu.trim()
     return tokenizer

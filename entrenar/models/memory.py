@@ -64,7 +64,7 @@ def require(sizes: Mapping[str, int], what: str) -> None:
 
 
 def gigabytes(size: int) -> str:
-    """Bytes as text, in units of 10^9, or of 10^6 where that would round to nothing."""
+    """Bytes as text, in units of 10^9, below 0.01 of 10^6."""
     return f"{size / 1e9:,.2f} GB" if size >= 1e7 else f"{size / 1e6:,.2f} MB"
 
 

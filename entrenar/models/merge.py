@@ -137,11 +137,11 @@ class MergeReport:
             compare = "" if self.compared else "; --base MODEL compares with the 16-bit model"
             words.append(f"dequantized is the trained model{trained_here}{compare}")
         written = self.median("written")
-        if written is not None and written >= ROUNDED:
-            words.append(
-                f"writing this type costs {written:.2g} times the change: much of what was learned is rounded away; "
-                "keep the adapter apart, or write more bits (q8_0, f16, f32)"
-            )
+        if written:
+            words.append(f"writing this type costs {written:.2g} times the change")
+            if written >= ROUNDED:
+                words[-1] += ": much of what was learned is rounded away"
+                words.append("keep the adapter apart, or write more bits (q8_0, f16, f32)")
         return "; ".join(words) or "nothing to choose: base and result have the same precision"
 
     def as_dict(self) -> dict[str, Any]:
@@ -159,7 +159,7 @@ class MergeReport:
         for path, layer in self.layers.items():
             ratios = ("" if ratio is None else f"{ratio:.3g}" for ratio in (layer.written, layer.base))
             rows.append(f"{path:{width}}  {layer.change:9.3g}  " + "  ".join(f"{ratio:>9}" for ratio in ratios))
-        return "\n".join([*rows, "written, base: ‖error of quantization‖ / ‖ΔW‖, of the result and of the base"])
+        return "\n".join([*rows, "written, base: ‖error of rounding‖ / ‖ΔW‖, in the result and in the base"])
 
 
 def _norm(matrix: NDArray[np.float32]) -> float:

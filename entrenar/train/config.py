@@ -81,7 +81,7 @@ class TrainConfig:
         "computed again", result=False
     )  # fmt: skip
     max_skipped_steps: int = _setting(
-        5, "steps in a row with NaN or infinite loss or gradient after which training stops", low=1, result=False
+        5, "steps in a row, or all, of NaN or infinite loss or gradient, at which training stops", low=1, result=False
     )
     # what is said and kept
     out: str | None = _setting(None, "directory of the run: checkpoints, metrics, result", result=False)
