@@ -342,6 +342,7 @@ enum en_slot { EN_SCRATCH_A, EN_SCRATCH_B, EN_SCRATCH_C, EN_SCRATCH_SUMS, EN_SCR
 void *en_alloc(size_t bytes);
 void en_free(void *block);
 void *en_scratch(enum en_slot slot, size_t bytes);
+void en_trim(void); /* free pages of the C library's heap go back to the system, where it can do that */
 void en_fail_allocation(int64_t nth); /* tests: the nth allocation from now fails (1 is the next); 0: none */
 
 /* blocks.c, for memory.c: blocks of EN_LARGE bytes and more, of which the first EN_HEADER hold how many there are and
@@ -349,7 +350,6 @@ void en_fail_allocation(int64_t nth); /* tests: the nth allocation from now fail
 enum { EN_HEADER = 64, EN_LARGE = 128 << 10 };
 void *en_large_alloc(size_t bytes);
 void en_large_free(void *block);
-void en_trim(void); /* free pages of the C library's heap go back to the system, where it can do that */
 size_t en_kept_bytes(void); /* of freed blocks that are kept for later ones, 0 where another thread is at them */
 
 #endif

@@ -1,4 +1,5 @@
-/* Aligned memory, scratch buffers that a thread keeps, and the switch by which tests make an allocation fail. */
+/* Aligned memory, scratch buffers that a thread keeps, free pages given back, and the switch by which tests make an
+ * allocation fail. */
 #include "entrenar.h"
 
 #include <pthread.h>

@@ -159,10 +159,11 @@ class Adapted(Module):
             AdapterError: an adapter has this name, or is a DoRA of rows that have no direction.
         """
         self._require_free(name)
-        layers = dict(self.adaptable())
-        for path, factors in adapter.factors.items():
-            if isinstance(factors, LowRank) and factors.magnitude is not None:
-                _require_directions(path, factors.row_norms(layers[path].weight))
+        with self.disable_adapter():  # norms are those of the model's own weights
+            layers = dict(self.adaptable())
+            for path, factors in adapter.factors.items():
+                if isinstance(factors, LowRank) and factors.magnitude is not None:
+                    _require_directions(path, factors.row_norms(layers[path].weight))
         self.set_adapter([])
         for _, weight in self.named_weights():
             if isinstance(weight, Tensor):

@@ -103,6 +103,16 @@ def test_rows_of_zeros_have_no_direction(tmp_path):
         model.load_adapter(tmp_path)
 
 
+def test_dora_loaded_beside_another_head_is_of_the_model_s_own(tmp_path):
+    first = dora(target_modules=["lm_head"])
+    randomize(first, 1)
+    first.save_adapter(tmp_path)
+    model = tiny.model("llama").add_lora(LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["lm_head"]))
+    model.lm_head.weight.data[...] *= 3
+    model.eval().load_adapter(tmp_path, name="other")
+    assert close(logits(model), logits(first))
+
+
 def test_dora_has_no_sum_and_no_embedding():
     model = dora(target_modules=["o_proj"])
     model.add_lora(ALL, name="other")
