@@ -165,8 +165,9 @@ WORD void v_transpose(vf r[VL]) {
     }
 }
 
-/* tile.h: rows and vectors of a register tile, steps of a block of k */
-enum { MR = 6, NV = 2, KC = 256 };
+/* Of products: kernels/tile.h. Where a core's other thread is busy, half of the decoder is left, and L1: so the tile's
+ * loop is written out and its words of A lie side by side. */
+enum { MR = 6, NV = 2, KC = 512, BLOCK = 3 << 15, UNROLL = 4, PACK_K = 8, ROWS_IN_PLACE = 192 };
 
 #include "../kernels/all.h"
 

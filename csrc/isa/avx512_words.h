@@ -144,5 +144,5 @@ WORD void v_transpose(vf r[VL]) {
     }
 }
 
-/* tile.h: rows and vectors of a register tile, steps of a block of k */
-enum { MR = 14, NV = 2, KC = 512 };
+/* Of products: kernels/tile.h. */
+enum { MR = 14, NV = 2, KC = 512, BLOCK = 1 << 16, UNROLL = 1, PACK_K = 64, ROWS_IN_PLACE = INT32_MAX };

@@ -120,8 +120,8 @@ WORD double vd_sum(vd acc) { return acc; }
 
 WORD void v_transpose(vf r[VL]) { (void)r; }
 
-/* tile.h: rows and vectors of a register tile, steps of a block of k */
-enum { MR = 4, NV = 8, KC = 256 };
+/* Of products: kernels/tile.h. */
+enum { MR = 4, NV = 8, KC = 256, BLOCK = 1 << 16, UNROLL = 1, PACK_K = 64, ROWS_IN_PLACE = INT32_MAX };
 
 #include "../kernels/all.h"
 

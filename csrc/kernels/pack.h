@@ -98,6 +98,18 @@ WORD void pack_across(float *dst, int64_t width, const struct operand *o, int64_
 }
 #endif
 
+/* Of VL rows from row i on, `steps` <= VL steps from step s on, turned: a step's words side by side. */
+WORD void turn(const int pairs, enum en_dtype type, float *dst, int64_t width, const struct operand *o, int64_t i,
+               int64_t rows, int64_t s, const int64_t steps, int64_t k) {
+    vf r[VL];
+#pragma GCC unroll 16
+    for (int v = 0; v < VL; v++) r[v] = i + v < rows ? load_words(pairs, type, o, i + v, s, k) : v_zero();
+    v_transpose(r);
+#pragma GCC unroll 16
+    for (int v = 0; v < VL; v++)
+        if (v < steps) v_store(dst + (s + v) * width + i, r[v]);
+}
+
 WORD void pack_as(const int pairs, enum en_dtype type, float *dst, int64_t width, const struct operand *o, int64_t rows,
                   int64_t k, int64_t steps) {
     const int64_t full = pairs ? (k + 1) / 2 : k;
@@ -113,14 +125,13 @@ WORD void pack_as(const int pairs, enum en_dtype type, float *dst, int64_t width
             for (int64_t i = 0; i < width; i += VL)
                 v_store(dst + s * width + i, gather_words(pairs, type, o, i, max64(rows - i, 0), s, k));
     } else if (o->k == 1) {
+        const int64_t each = pairs ? 2 : 1;
         for (int64_t s = 0; s < full; s += VL)
-            for (int64_t i = 0; i < width; i += VL) {
-                vf r[VL];
-                for (int64_t v = 0; v < VL; v++)
-                    r[v] = i + v < rows ? load_words(pairs, type, o, i + v, s, k) : v_zero();
-                v_transpose(r);
-                for (int64_t v = 0; v < VL && s + v < full; v++) v_store(dst + (s + v) * width + i, r[v]);
-            }
+            for (int64_t i = 0; i < width; i += VL)
+                if ((s + VL) * each <= k)
+                    turn(pairs, type, dst, width, o, i, rows, s, VL, (s + VL) * each); /* whole vectors */
+                else
+                    turn(pairs, type, dst, width, o, i, rows, s, full - s, k);
     } else {
         for (int64_t s = 0; s < full; s++)
             for (int64_t i = 0; i < width; i++)

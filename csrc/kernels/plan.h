@@ -23,9 +23,8 @@ enum { A_WORDS = 2 << 20, A_ROWS = 1024, B_WORDS = 1 << 20, FEW_B_WORDS = 1 << 1
 /* Rows below which packing B is not worth it where it is f32 and its columns are contiguous. */
 enum { FEW_ROWS = 2 * MR };
 
-/* Elements of k packed at a time where rows are contiguous, and panels of A packed together: they read the same
- * lines. */
-enum { PACK_K = 64, PACK_PANELS = 8 };
+/* Panels of A packed together: where columns are contiguous, they read the same lines. */
+enum { PACK_PANELS = 8 };
 
 /* Columns [j0, j1) of C, which have the same terms, and how they are cut into blocks. */
 struct group {
@@ -140,9 +139,9 @@ static inline float *shared_b(const struct plan *q, struct columns c, int64_t st
     return q->b + c.g->b_offset + (c.j0 - c.g->j0) * c.g->steps + padded_columns(c.j1 - c.j0) * steps_before;
 }
 
-/* Can the tile read A where it lies: rows of whole words? */
-static inline int rows_in_place(const struct engine *e, const struct en_term *t) {
-    if (!e->in_place || t->a_col != 1 || t->a_row == 0) return 0;
+/* Does the tile read A where it lies: rows of whole words? */
+static inline int rows_in_place(const struct engine *e, int64_t n, const struct en_term *t) {
+    if (n > e->in_place || t->a_col != 1 || t->a_row == 0) return 0;
     if (!e->pairs) return t->a_type == EN_F32;
     return t->a_type == EN_BF16 && t->a_row % 2 == 0 && t->k % 2 == 0 && (uintptr_t)t->a % 4 == 0;
 }
@@ -196,7 +195,7 @@ static struct plan make_plan(const struct en_gemm *p, const struct engine *e) {
     for (int t = 0; t < p->terms; t++) {
         q.a_steps[t] = steps_of(e, p->term[t].k);
         while (!same_a(&p->term[q.owner[t]], &p->term[t])) q.owner[t]++;
-        q.a_offset[t] = q.owner[t] < t ? q.a_offset[q.owner[t]] : rows_in_place(e, &p->term[t]) ? -1 : q.a_words;
+        q.a_offset[t] = q.owner[t] < t ? q.a_offset[q.owner[t]] : rows_in_place(e, p->n, &p->term[t]) ? -1 : q.a_words;
         if (q.owner[t] < t) continue;
         steps += q.a_steps[t];
         if (q.a_offset[t] >= 0) q.a_words += round_up(e->mr, e->pad) * q.a_steps[t] + VL;

@@ -9,6 +9,14 @@
 
 #include "pack.h"
 
+/* What a level says of its products:
+ *   MR, NV         rows and vectors of a register tile
+ *   KC             most steps of a block of k
+ *   BLOCK          words of a block of B
+ *   UNROLL         steps of a packed panel that the tile's loop is written out for
+ *   PACK_K         elements of k packed at a time where it is the other side that is contiguous: so many rows are read
+ *                  side by side
+ *   ROWS_IN_PLACE  columns of a product up to which rows of A are read where they lie; packing pays beyond */
 enum { NR = NV * VL };
 
 /* Dot products made at once (skinny.h): of so many vectors of x with so many of w. */
@@ -29,7 +37,7 @@ typedef void (*tile_fn)(int64_t h, int64_t width, const struct segment *s, int c
 struct engine {
     int pairs;    /* a step is two k, in bf16; else one, in f32 */
     int align;    /* steps of a segment are a multiple of it; the packed ones beyond k are zero */
-    int in_place; /* tiles also take rows of A that aren't packed */
+    int in_place; /* columns of a product up to which tiles are given rows of A that aren't packed */
     int mr;       /* most rows of a tile, and of a panel of A */
     int pad;      /* words a step of a packed panel of A: its rows, rounded up to a multiple of this */
     int kc;       /* most steps that are summed before C is visited */
@@ -56,18 +64,26 @@ typedef void (*block_fn)(int64_t m, int64_t n, const struct block *q, const floa
 /* A word of A, which may be a pair of bf16 where it lies. */
 typedef float word __attribute__((may_alias));
 
-/* Sums += a packed panel of A times a panel of B. */
+/* Sums += h words of A times nv vectors of B. */
+WORD void sum_step(const int pairs, const int h, const int nv, const float *a, const float *b, vf acc[MR][NV]) {
+    vf row[NV];
+#pragma GCC unroll 16
+    for (int v = 0; v < nv; v++) row[v] = v_load(b + v * VL);
+#pragma GCC unroll 16
+    for (int i = 0; i < h; i++)
+#pragma GCC unroll 16
+        for (int v = 0; v < nv; v++) acc[i][v] = word_fma(pairs, v_set(a[i]), row[v], acc[i][v]);
+}
+
+/* Sums += a packed panel of A times a panel of B, which is packed as well but for few rows (plan.h). */
 WORD void sum_panel(const int pairs, const int h, const int nv, const struct segment *s, vf acc[MR][NV]) {
     const float *a = s->a, *b = s->b;
     const int64_t b_row = s->b_row;
-    for (int64_t j = 0; j < s->steps; j++, a += h, b += b_row) {
-        vf row[NV];
-#pragma GCC unroll 16
-        for (int v = 0; v < nv; v++) row[v] = v_load(b + v * VL);
-#pragma GCC unroll 16
-        for (int i = 0; i < h; i++)
-#pragma GCC unroll 16
-            for (int v = 0; v < nv; v++) acc[i][v] = word_fma(pairs, v_set(a[i]), row[v], acc[i][v]);
+    if (b_row == nv * VL) {
+#pragma GCC unroll UNROLL
+        for (int64_t j = 0; j < s->steps; j++) sum_step(pairs, h, nv, a + j * h, b + j * nv * VL, acc);
+    } else {
+        for (int64_t j = 0; j < s->steps; j++, a += h, b += b_row) sum_step(pairs, h, nv, a, b, acc);
     }
 }
 
@@ -139,12 +155,13 @@ _Static_assert(MR <= 14, "a tile function for every height");
 
 TILES(tile_f32, 0)
 static const struct engine f32_engine = {
-    .align = 1, .in_place = 1, .mr = MR, .pad = 1, .kc = KC, .block = 1 << 16, .pack_a = pack, .tile = tile_f32};
+    .align = 1, .in_place = ROWS_IN_PLACE, .mr = MR, .pad = 1, .kc = KC, .block = BLOCK, .pack_a = pack,
+    .tile = tile_f32};
 
 #ifdef EN_BF16_DOT
 TILES(tile_dot, 1)
 static const struct engine dot_engine = {
-    .pairs = 1, .align = 1, .in_place = 1, .mr = MR, .pad = 1, .kc = 640, .block = 640 * 4 * NR,
+    .pairs = 1, .align = 1, .in_place = ROWS_IN_PLACE, .mr = MR, .pad = 1, .kc = 640, .block = 640 * 4 * NR,
     .pack_a = pack, .tile = tile_dot};
 #endif
 #undef TILE
