@@ -23,6 +23,9 @@ enum { A_WORDS = 2 << 20, A_ROWS = 1024, B_WORDS = 1 << 20, FEW_B_WORDS = 1 << 1
 /* Rows below which packing B is not worth it where it is f32 and its columns are contiguous. */
 enum { FEW_ROWS = 2 * MR };
 
+/* Blocks of columns a thread, so that one which is kept waiting isn't waited for, and how many units they keep. */
+enum { TASKS = 4, TASK_UNITS = 4 };
+
 /* Panels of A packed together: where columns are contiguous, they read the same lines. */
 enum { PACK_PANELS = 8 };
 
@@ -212,7 +215,10 @@ static struct plan make_plan(const struct en_gemm *p, const struct engine *e) {
         const int64_t units = ceil_div(g->j1 - g->j0, g->unit);
         const int64_t most = max64(1, e->block / g->unit / max64(min64(g->steps, e->kc), 1));
         g->blocks = ceil_div(units, most);
-        if (q.threads > 1 && !q.by_rows) g->blocks = min64(units, round_up(g->blocks, q.threads));
+        if (q.threads > 1 && !q.by_rows) {
+            g->blocks = max64(g->blocks, min64(TASKS * q.threads, units / TASK_UNITS));
+            g->blocks = min64(units, round_up(g->blocks, q.threads));
+        }
         g->first_block = q.blocks;
         q.blocks += g->blocks;
     }

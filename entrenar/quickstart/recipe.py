@@ -25,7 +25,7 @@ SEED, TEXTS = 0, 40_000
 
 # The model after a few steps on a few texts. It changes when a kernel's bits do: then the base must be made again.
 FIRST_STEPS, FIRST_TEXTS = 4, 600
-FIRST_DIGEST = "c647c4c12382a2e680abc90b44ad9088abcdd4c90909a2e11b796edb2aa21e61"
+FIRST_DIGEST = "4888df8b4ef3e93f4ff298093bf6de3efab72ba495089ec367783657c32432d1"
 
 
 def entrenar(*args: str | Path) -> None:

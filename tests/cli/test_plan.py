@@ -48,7 +48,7 @@ def test_true_counts_of_a_7b_model(
         ("--preset llama2-7b --quant nf4 --rank 256 --dora --dropout 0.1", "9GB", {"--rank", "--target"}),
         ("--preset llama2-70b --quant nf4", "26GB", {"--batch-size", "--rank", "--quant"}),
         ("--preset qwen2.5-0.5b --modules-to-save embed_tokens", "2.6GB", {"--optimizer"}),
-        (f"--model {BASE} --rank 512 --batch-size 32", "230MB", {"--batch-size", "--rank", "--seq-len"}),
+        (f"--model {BASE} --dtype bf16 --rank 512 --batch-size 32", "230MB", {"--batch-size", "--rank", "--seq-len"}),
         ("--preset llama-124m --full", "1.5GB", {"--optimizer", "entrenar finetune"}),
         (f"--model {BASE} --full --dtype f32 --batch-size 32", "180MB", {"--batch-size", "--seq-len"}),
     ],
