@@ -165,8 +165,8 @@ WORD void v_transpose(vf r[VL]) {
     }
 }
 
-/* Of products: kernels/tile.h. Where a core's other thread is busy, half of the decoder is left, and L1: so the tile's
- * loop is written out and its words of A lie side by side. */
+/* Of products: kernels/tile.h. Where a core's other thread is busy, a part of its decoder and of L1 is left: so the
+ * tile's loop is written out and its words of A lie side by side. */
 enum { MR = 6, NV = 2, KC = 512, BLOCK = 3 << 15, UNROLL = 4, PACK_K = 8, ROWS_IN_PLACE = 192 };
 
 #include "../kernels/all.h"

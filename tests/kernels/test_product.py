@@ -277,6 +277,15 @@ def test_bits_depend_on_neither_where_rows_lie_nor_how(isa, type_):
         np.testing.assert_array_equal(same[0], same[-1])
 
 
+def test_bits_of_a_column_do_not_depend_on_how_many_there_are(isa):
+    """Of few columns rows of A are read in place, of many they may be packed."""
+    m, k, n = 31, 1100, 500
+    a, b = floats(1, m, k), floats(2, k, n)
+    wide = cpu.product([(a, b)], np.empty((m, n), np.float32))
+    for some in (100, 192, 193, 300):
+        np.testing.assert_array_equal(cpu.product([(a, b[:, :some])], np.empty((m, some), np.float32)), wide[:, :some])
+
+
 def test_memory_that_runs_out_is_an_error_and_leaves_no_harm(isa):
     terms = [(floats(1, 50, 5000).astype(BF16), floats(2, 5000, 300).astype(BF16))]
     out = np.empty((50, 300), BF16)
