@@ -158,7 +158,7 @@ struct en_swiglu {
 struct en_kernels {
     int fast_bf16; /* products of bf16 run faster than those of f32 */
 
-    /* products: kernels/gemm.h, kernels/attention.h */
+    /* products: kernels/product.h, kernels/attention.h */
     en_status (*gemm)(const struct en_gemm *p, const struct en_batch *batch /* or NULL */);
     en_status (*attention)(const struct en_attention *p);
     en_status (*attention_backward)(const struct en_attention *p);

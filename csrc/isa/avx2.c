@@ -165,9 +165,10 @@ WORD void v_transpose(vf r[VL]) {
     }
 }
 
-/* Of products: kernels/tile.h. Where a core's other thread is busy, a part of its decoder and of L1 is left: so the
- * tile's loop is written out and its words of A lie side by side. */
-enum { MR = 6, NV = 2, KC = 512, BLOCK = 3 << 15, UNROLL = 4, PACK_K = 8, ROWS_IN_PLACE = 192 };
+/* Of products: kernels/tile.h. Where a core's other thread is busy, a part of its decoder and caches is left: so the
+ * tile's loop is written out, its words of A lie side by side, and one panel of B at a time stays near. */
+enum { MR = 6, NV = 2, KC = 1024, BLOCK = 3 << 15, ABREAST = 1, UNROLL = 4 };
+enum { PACK_K = 8, PACK_PANELS = 4, FETCH = 64, ROWS_IN_PLACE = 192, A_WORDS = 5 << 18, DEEP_BY_ROWS = 1 };
 
 #include "../kernels/all.h"
 

@@ -121,7 +121,8 @@ WORD double vd_sum(vd acc) { return acc; }
 WORD void v_transpose(vf r[VL]) { (void)r; }
 
 /* Of products: kernels/tile.h. */
-enum { MR = 4, NV = 8, KC = 256, BLOCK = 1 << 16, UNROLL = 1, PACK_K = 64, ROWS_IN_PLACE = INT32_MAX };
+enum { MR = 4, NV = 8, KC = 256, BLOCK = 1 << 16, ABREAST = INT32_MAX, UNROLL = 1 };
+enum { PACK_K = 64, PACK_PANELS = 8, FETCH = 0, ROWS_IN_PLACE = INT32_MAX, A_WORDS = 2 << 20, DEEP_BY_ROWS = 0 };
 
 #include "../kernels/all.h"
 

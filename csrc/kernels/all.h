@@ -5,7 +5,7 @@
 #include "vmath.h"
 #include "types.h"
 
-#include "gemm.h"
+#include "product.h"
 #include "attention.h"
 #include "attention_backward.h"
 

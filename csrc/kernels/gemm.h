@@ -1,12 +1,12 @@
 /* Products: C = the sum of up to eight A·B + bias + residual, any strides and float types, summed in f32, rounded once.
  *
  * The block algorithm of BLIS over an engine (kernels/tile.h). Rows of A whose words lie side by side are read where
- * they are; others are packed once, by all threads together, in panels of at most mr. Then a task takes a block of
- * columns: it packs its part of B, small enough to stay in L2, and multiplies all rows with it, a tile of C in registers
- * at a time, while the memory of the block after it is fetched. Transposes and other types need no passes of their own:
- * packing reads any strides and converts. Where B is the smaller operand
- * it is what all pack and share, and a task takes rows. Packed operands that are shared stay in the last cache: a deep
- * product is summed in parts of k, a tall one taken in parts of its rows.
+ * they are, up to as many columns as the level says; others are packed once, by all threads together, in panels of at
+ * most mr. Then a task takes a block of columns: it packs its part of B and multiplies all rows with it, a tile of C in
+ * registers at a time, while the memory of the block after it is fetched. Transposes and other types need no passes of
+ * their own: packing reads any strides and converts. Where B is the smaller operand it is what all pack and share, and a
+ * task takes rows. Packed operands that are shared stay in the last cache: a deep product is summed in parts of k, a tall
+ * one taken in parts of its rows.
  *
  * Terms are more steps of k: a tile's sums stay in registers from the end of one term to the beginning of the next.
  * Blocks of columns end where a term's columns do, so that every tile of a block has the same terms; a matrix that is A
@@ -21,8 +21,8 @@
 
 #include "plan.h"
 
-/* Panels [first, last) of A, every operand once, with panel `base` at a. */
-static void pack_a_rows(const struct plan *q, int64_t first, int64_t last, float *a, int64_t base) {
+/* Panels [first, last) of A, every operand once, to a. */
+static void pack_a_rows(const struct plan *q, int64_t first, int64_t last, float *a) {
     const int pairs = q->e->pairs, each = pairs ? 2 : 1;
     for (int t = 0; t < q->p->terms; t++) {
         const struct operand o = a_of(&q->p->term[t]);
@@ -33,7 +33,7 @@ static void pack_a_rows(const struct plan *q, int64_t first, int64_t last, float
                 const int64_t i = panel_start(q, r), h = panel_start(q, r + 1) - i, some = min64(most, k - k0);
                 const int64_t steps = k0 + some == k ? q->a_steps[t] - k0 / each : some / each;
                 const struct operand at = operand_at(&o, i, k0);
-                q->e->pack_a(pairs, packed_a(q, a, t, r - base, h, k0 / each), h, &at, h, some, steps);
+                q->e->pack_a(pairs, packed_a(q, a + (r - first) * q->a_words, t, h, k0 / each), h, &at, h, some, steps);
             }
     }
 }
@@ -91,7 +91,8 @@ static void pack_shared(void *context, int64_t begin, int64_t end) {
     const struct plan *q = context;
     for (int64_t task = begin; task < end; task++) {
         if (!q->by_rows) {
-            pack_a_rows(q, cut(q->panels, q->row_tasks, task), cut(q->panels, q->row_tasks, task + 1), q->a, 0);
+            const int64_t first = cut(q->panels, q->row_tasks, task), last = cut(q->panels, q->row_tasks, task + 1);
+            pack_a_rows(q, first, last, q->a + first * q->a_words);
             continue;
         }
         const struct columns c = columns_of_block(q, task);
@@ -122,14 +123,8 @@ static void finish(const struct en_gemm *p, const float *sums, int64_t row, int6
         finish_as(EN_F32, p, sums, row, i, j, h, n, old, extras);
 }
 
-/* A whole product's sums in f32, rows at a multiple of VL, before they are finished. */
-struct sums {
-    const struct en_gemm *p;
-    float *sums;
-};
-
-/* One tile of C, from one block of k. f32 sums of several blocks meet in C itself, where the first brings the extras
- * along; those of bf16 meet in `sums`, and C is written with the last. */
+/* One tile of C (h, n), from one block of k. f32 sums of several blocks meet in C itself, where the first brings the
+ * extras along; those of bf16 meet in `sums`, and C is written with the last. */
 static void one_tile(const struct plan *q, const struct k_block *kb, const struct segment *s, int64_t i, int64_t j,
                      int64_t h, int64_t n, float *sums) {
     const struct en_gemm *p = q->p;
@@ -183,9 +178,34 @@ static inline void fetch_ahead(struct ahead *x) {
     }
 }
 
-/* Panels [r0, r1) of A, panel `base` at a, times some columns; the columns that this thread will turn to next, or NULL.
+/* Panel r of A, packed at a, times panel v of some columns, packed at b: all pieces of a block of k. */
+static void one_pair(const struct plan *q, const struct k_block *kb, struct columns c, int64_t r, float *a, int64_t v,
+                     const float *b, float *sums) {
+    const int64_t i = panel_start(q, r), h = panel_start(q, r + 1) - i;
+    const int64_t j = c.j0 + v * NR, n = min64(NR, c.j1 - j), width = padded_columns(c.j1 - c.j0);
+    struct segment s[EN_MAX_TERMS];
+    for (int x = 0; x < kb->pieces; x++) {
+        const struct piece *piece = &kb->piece[x];
+        const struct en_term *t = &q->p->term[piece->term];
+        s[x] = (struct segment){.steps = piece->steps, .b = b + v * NR * piece->steps, .b_row = panel_width(n)};
+        if (q->a_offset[piece->term] < 0) {
+            s[x].a = element(t->a_type, t->a, i * t->a_row + piece->k0);
+            s[x].a_row = q->e->pairs ? t->a_row / 2 : t->a_row;
+        } else {
+            s[x].a = packed_a(q, a, piece->term, h, piece->step);
+        }
+        if (in_place(q, t, n)) {
+            s[x].b = (const float *)t->b + piece->k0 * t->b_row + j - t->n0;
+            s[x].b_row = t->b_row;
+        }
+        b += width * piece->steps;
+    }
+    one_tile(q, kb, s, i, j, h, n, sums);
+}
+
+/* Panels [r0, r1) of A, packed at a, times some columns; the columns that this thread will turn to next, or NULL.
  * False: no memory. */
-static int multiply(const struct plan *q, struct columns c, int64_t r0, int64_t r1, float *a, int64_t base,
+static int multiply(const struct plan *q, struct columns c, int64_t r0, int64_t r1, float *a,
                     const struct columns *next) {
     const struct en_gemm *p = q->p;
     const int64_t tile_words = round_up(q->e->mr, q->e->pad) * NR, width = padded_columns(c.j1 - c.j0);
@@ -211,33 +231,13 @@ static int multiply(const struct plan *q, struct columns c, int64_t r0, int64_t 
             else if (next && next_k_block(q, next->g, &first))
                 ahead = look_ahead(q, &first, *next, tiles);
         }
-        for (int64_t r = r0; r < r1; r++) {
-            const int64_t i = panel_start(q, r), h = panel_start(q, r + 1) - i;
-            for (int64_t v = 0; v < panels; v++) {
-                const int64_t j = c.j0 + v * NR, n = min64(NR, c.j1 - j);
-                struct segment s[EN_MAX_TERMS];
-                const float *from = b;
-                for (int x = 0; x < kb.pieces; x++) {
-                    const struct piece *piece = &kb.piece[x];
-                    const struct en_term *t = &p->term[piece->term];
-                    s[x] = (struct segment){.steps = piece->steps, .b = from + v * NR * piece->steps,
-                                            .b_row = panel_width(n)};
-                    if (q->a_offset[piece->term] < 0) {
-                        s[x].a = element(t->a_type, t->a, i * t->a_row + piece->k0);
-                        s[x].a_row = q->e->pairs ? t->a_row / 2 : t->a_row;
-                    } else {
-                        s[x].a = packed_a(q, a, piece->term, r - base, h, piece->step);
-                    }
-                    if (in_place(q, t, n)) {
-                        s[x].b = (const float *)t->b + piece->k0 * t->b_row + j - t->n0;
-                        s[x].b_row = t->b_row;
-                    }
-                    from += width * piece->steps;
+        for (int64_t v0 = 0; v0 < panels; v0 += ABREAST)
+            for (int64_t r = r0; r < r1; r++)
+                for (int64_t v = v0; v < min64(panels, v0 + ABREAST); v++) {
+                    fetch_ahead(&ahead);
+                    one_pair(q, &kb, c, r, a + (r - r0) * q->a_words, v, b,
+                             sums + (keeps ? ((r - r0) * panels + v) * tile_words : 0));
                 }
-                fetch_ahead(&ahead);
-                one_tile(q, &kb, s, i, j, h, n, sums + (keeps ? ((r - r0) * panels + v) * tile_words : 0));
-            }
-        }
     }
     if (q->e->end) q->e->end();
     return 1;
@@ -251,7 +251,7 @@ static void multiply_columns(void *context, int64_t begin, int64_t end) {
     for (int64_t next, task = q->next_task++; task < q->blocks; task = next) {
         next = q->next_task++;
         const struct columns c = columns_of_block(q, task), after = columns_of_block(q, min64(next, q->blocks - 1));
-        if (!multiply(q, c, 0, q->panels, q->a, 0, next < q->blocks ? &after : NULL)) q->status = EN_NO_MEMORY;
+        if (!multiply(q, c, 0, q->panels, q->a, next < q->blocks ? &after : NULL)) q->status = EN_NO_MEMORY;
     }
 }
 
@@ -262,9 +262,9 @@ static void multiply_rows(void *context, int64_t begin, int64_t end) {
     if (!a) q->status = EN_NO_MEMORY;
     for (int64_t task = begin; task < end && a; task++) {
         const int64_t first = cut(q->panels, q->row_tasks, task), last = cut(q->panels, q->row_tasks, task + 1);
-        pack_a_rows(q, first, last, a, first);
+        pack_a_rows(q, first, last, a);
         for (int64_t block = 0; block < q->blocks; block++)
-            if (!multiply(q, columns_of_block(q, block), first, last, a, first, NULL)) q->status = EN_NO_MEMORY;
+            if (!multiply(q, columns_of_block(q, block), first, last, a, NULL)) q->status = EN_NO_MEMORY;
     }
 }
 
@@ -280,148 +280,6 @@ static en_status gemm_planned(struct plan *q) {
         en_parallel_for(min64(q->threads, q->blocks), 1, multiply_columns, q);
     }
     return (en_status)q->status;
-}
-
-static void finish_sums(void *context, int64_t begin, int64_t end) {
-    const struct sums *s = context;
-    const int64_t row = round_up(s->p->n, VL);
-    finish(s->p, s->sums + begin * row, row, begin, 0, end - begin, s->p->n, s->p->accumulate, 1);
-}
-
-/* Where the packed rows of A would not stay in cache: up to `parts` products over parts of k, summed in f32. The blocks
- * of k are those that a whole product would have, in the same order: they are counted term after term, the first of a
- * term together with the last of the term before, which it may join. */
-static en_status gemm_deep(const struct en_gemm *p, const struct engine *e, int64_t parts) {
-    struct en_gemm part = *p;
-    struct sums s = {p, NULL};
-    int64_t cuts[EN_MAX_TERMS], first[EN_MAX_TERMS], blocks = 1;
-    for (int t = 0; t < p->terms; t++) {
-        cuts[t] = k_cuts(e, steps_of(e, p->term[t].k));
-        first[t] = blocks - 1;
-        blocks += cuts[t] - 1;
-    }
-    parts = min64(parts, blocks);
-    if (p->c_type != EN_F32) {
-        part.c_row = round_up(p->n, VL);
-        part.c = s.sums = en_alloc((size_t)(p->m * part.c_row) * sizeof(float));
-        if (!s.sums) return EN_NO_MEMORY;
-        part.c_type = EN_F32;
-        part.bias = NULL, part.residual = NULL, part.accumulate = 0;
-    }
-    en_status status = EN_OK;
-    for (int64_t i = 0; i < parts && status == EN_OK; i++) {
-        const int64_t from = cut(blocks, parts, i), to = cut(blocks, parts, i + 1);
-        for (int t = 0; t < p->terms; t++) {
-            const struct en_term *all = &p->term[t];
-            struct en_term *x = &part.term[t];
-            const int64_t c0 = min64(cuts[t], max64(0, from - first[t]));
-            const int64_t c1 = min64(cuts[t], max64(0, to - first[t]));
-            const int64_t k0 = k_cut(e, all->k, cuts[t], c0), k1 = k_cut(e, all->k, cuts[t], c1);
-            x->k = k1 - k0;
-            x->a = element(all->a_type, all->a, k0 * all->a_col);
-            if (x->packed)
-                x->b_at = all->b_at + k0 * all->b_row;
-            else
-                x->b = element(all->b_type, all->b, k0 * all->b_row);
-        }
-        struct plan q = make_plan(&part, e);
-        status = gemm_planned(&q);
-        part.bias = NULL, part.residual = NULL, part.accumulate = 1;
-    }
-    if (s.sums && status == EN_OK) en_parallel_for(p->m, GEMM_GRAIN / 8 / p->n + 1, finish_sums, &s);
-    en_free(s.sums);
-    return status;
-}
-
-/* So many rows at a time, and of those so many parts of k, that the packed rows of A stay in the last cache. */
-static en_status gemm_blocks(const struct en_gemm *p, const struct engine *e) {
-    struct plan q = make_plan(p, e);
-    const int64_t panels = max64(q.by_rows ? q.panels : A_WORDS / max64(q.a_words, 1), A_ROWS / e->mr);
-    if (q.panels <= panels) {
-        const int64_t parts = q.by_rows ? 1 : ceil_div(q.panels * q.a_words, A_WORDS);
-        return parts <= 1 ? gemm_planned(&q) : gemm_deep(p, e, parts);
-    }
-    const int64_t chunks = ceil_div(q.panels, panels);
-    en_status status = EN_OK;
-    for (int64_t c = 0; c < chunks && status == EN_OK; c++) {
-        const int64_t i = cut(p->m, chunks, c);
-        struct en_gemm rows = *p;
-        rows.m = cut(p->m, chunks, c + 1) - i;
-        for (int t = 0; t < p->terms; t++)
-            rows.term[t].a = element(p->term[t].a_type, p->term[t].a, i * p->term[t].a_row);
-        rows.c = element(p->c_type, p->c, i * p->c_row);
-        if (p->residual) rows.residual = element(p->c_type, p->residual, i * p->residual_row);
-        status = gemm_blocks(&rows, e);
-    }
-    return status;
-}
-
-/* All terms skinny: each is added to C, or where that isn't plain f32, to a sum of its own. */
-static en_status gemm_skinny(const struct en_gemm *p, int pairs) {
-    const int covered = p->terms == 1 && p->term[0].n == p->n;
-    if (p->c_type == EN_F32 && covered && !p->bias && !p->residual)
-        return skinny_term(&p->term[0], p->m, pairs, p->c, p->c_row, p->accumulate);
-    const int64_t row = round_up(p->n, VL);
-    float *sums = en_scratch(EN_SCRATCH_SUMS, (size_t)(p->m * row) * sizeof(float));
-    if (!sums) return EN_NO_MEMORY;
-    for (int64_t i = 0; i < p->m * row; i += VL) v_store(sums + i, v_zero());
-    for (int t = 0; t < p->terms; t++) {
-        en_status status = skinny_term(&p->term[t], p->m, pairs, sums, row, 1);
-        if (status != EN_OK) return status;
-    }
-    finish(p, sums, row, 0, 0, p->m, p->n, p->accumulate, 1);
-    return EN_OK;
-}
-
-/* One product of a sum of terms. */
-static en_status gemm_one(const struct en_gemm *p) {
-    if (p->m == 0 || p->n == 0) return EN_OK;
-    const struct engine *bf16 = p->term[0].a_type == EN_BF16 ? EN_BF16_ENGINE : NULL;
-    int skinny = 1;
-    for (int t = 0; t < p->terms; t++)
-        skinny = skinny && (few_rows(p->m, &p->term[t]) || few_columns(p->m, &p->term[t], bf16 != NULL));
-    return skinny ? gemm_skinny(p, bf16 != NULL) : gemm_blocks(p, bf16 ? bf16 : &f32_engine);
-}
-
-struct gemm_grid {
-    const struct en_gemm *p;
-    const struct en_batch *batch;
-    _Atomic int status;
-};
-
-static void gemm_products(void *context, int64_t begin, int64_t end) {
-    struct gemm_grid *grid = context;
-    const struct en_batch *batch = grid->batch;
-    for (int64_t product = begin; product < end; product++) {
-        struct en_gemm p = *grid->p;
-        int64_t a = 0, b = 0, c = 0, index = product;
-        for (int d = batch->ndim - 1; d >= 0; d--) {
-            const int64_t x = index % batch->shape[d];
-            index /= batch->shape[d];
-            a += x * batch->a[d];
-            b += x * batch->b[d];
-            c += x * batch->c[d];
-        }
-        p.term[0].a = element(p.term[0].a_type, p.term[0].a, a);
-        p.term[0].b = element(p.term[0].b_type, p.term[0].b, b);
-        p.c = element(p.c_type, p.c, c);
-        en_status status = gemm_one(&p);
-        if (status != EN_OK) grid->status = status;
-    }
-}
-
-/* A batch of many products goes to threads whole; few products are each shared by all threads. */
-static en_status gemm(const struct en_gemm *p, const struct en_batch *batch) {
-    struct gemm_grid grid = {.p = p, .batch = batch, .status = EN_OK};
-    int64_t products = 1;
-    if (!batch) return gemm_one(p);
-    for (int d = 0; d < batch->ndim; d++) products *= batch->shape[d];
-    const int64_t threads = min64(gemm_threads((double)products * gemm_work(p)), en_get_threads());
-    if (products >= 2 * threads)
-        en_parallel_tasks(products, threads, gemm_products, &grid);
-    else
-        gemm_products(&grid, 0, products);
-    return (en_status)grid.status;
 }
 
 #endif

@@ -98,10 +98,19 @@ WORD void pack_across(float *dst, int64_t width, const struct operand *o, int64_
 }
 #endif
 
+/* Fetches memory at (row, k) where `along`, elements along it, are whole lines. Beyond the operand it does so in vain. */
+WORD void fetch_line(enum en_dtype type, const struct operand *o, int64_t row, int64_t k, int64_t along) {
+    if (FETCH && along % (64 / type_size(type)) == 0)
+        __builtin_prefetch(element(type, o->data, row * o->row + k * o->k));
+}
+
 /* Of VL rows from row i on, `steps` <= VL steps from step s on, turned: a step's words side by side. */
 WORD void turn(const int pairs, enum en_dtype type, float *dst, int64_t width, const struct operand *o, int64_t i,
                int64_t rows, int64_t s, const int64_t steps, int64_t k) {
+    const int64_t at = pairs ? 2 * s : s;
     vf r[VL];
+#pragma GCC unroll 16
+    for (int v = 0; v < VL; v++) fetch_line(type, o, i + v, at + FETCH, at);
 #pragma GCC unroll 16
     for (int v = 0; v < VL; v++) r[v] = i + v < rows ? load_words(pairs, type, o, i + v, s, k) : v_zero();
     v_transpose(r);
@@ -122,8 +131,10 @@ WORD void pack_as(const int pairs, enum en_dtype type, float *dst, int64_t width
         }
 #endif
         for (; s < full; s++)
-            for (int64_t i = 0; i < width; i += VL)
+            for (int64_t i = 0; i < width; i += VL) {
+                fetch_line(type, o, i, s + PACK_K, i);
                 v_store(dst + s * width + i, gather_words(pairs, type, o, i, max64(rows - i, 0), s, k));
+            }
     } else if (o->k == 1) {
         const int64_t each = pairs ? 2 : 1;
         for (int64_t s = 0; s < full; s += VL)

@@ -16,18 +16,15 @@
 #endif
 #endif
 
-/* Words that packed operands may take, in the last cache: A and so many rows of it at least, where tasks share it; B
- * where they share that, at most and anyway. */
-enum { A_WORDS = 2 << 20, A_ROWS = 1024, B_WORDS = 1 << 20, FEW_B_WORDS = 1 << 18 };
+/* Rows that packed A has at least, where tasks share it (A_WORDS is its size); and words of a packed B that they share,
+ * in the last cache, at most and anyway. */
+enum { A_ROWS = 1024, B_WORDS = 1 << 20, FEW_B_WORDS = 1 << 18 };
 
 /* Rows below which packing B is not worth it where it is f32 and its columns are contiguous. */
 enum { FEW_ROWS = 2 * MR };
 
 /* Blocks of columns a thread, so that one which is kept waiting isn't waited for, and how many units they keep. */
 enum { TASKS = 4, TASK_UNITS = 4 };
-
-/* Panels of A packed together: where columns are contiguous, they read the same lines. */
-enum { PACK_PANELS = 8 };
 
 /* Columns [j0, j1) of C, which have the same terms, and how they are cut into blocks. */
 struct group {
@@ -54,6 +51,7 @@ struct plan {
     int64_t a_steps[EN_MAX_TERMS];
     int64_t a_offset[EN_MAX_TERMS]; /* of its words among those of a panel; or -1: its A is read in place */
     int64_t a_words;              /* of a panel of A, of all terms */
+    int64_t steps;                /* of all A, packed or not */
     int64_t b_words;
     float *a, *b;
     _Atomic int64_t next_task; /* not claimed yet */
@@ -114,9 +112,9 @@ static int next_k_block(const struct plan *q, const struct group *g, struct k_bl
 /* Panels of A are cut as even as can be. */
 static inline int64_t panel_start(const struct plan *q, int64_t panel) { return cut(q->p->m, q->panels, panel); }
 
-/* Where a panel of h rows begins at a step of a term, `a` being panel 0. Packing may write VL words beyond its rows. */
-static inline float *packed_a(const struct plan *q, float *a, int term, int64_t panel, int64_t h, int64_t step) {
-    return a + panel * q->a_words + q->a_offset[term] + step * round_up(h, q->e->pad);
+/* Where a step of a term begins in a packed panel of h rows. Packing may write VL words beyond its rows. */
+static inline float *packed_a(const struct plan *q, float *panel, int term, int64_t h, int64_t step) {
+    return panel + q->a_offset[term] + step * round_up(h, q->e->pad);
 }
 
 static inline int64_t panel_width(int64_t n) { return n <= VL ? VL : NR; }
@@ -193,14 +191,13 @@ static int same_a(const struct en_term *x, const struct en_term *y) {
 
 static struct plan make_plan(const struct en_gemm *p, const struct engine *e) {
     struct plan q = {.p = p, .e = e, .status = EN_OK};
-    int64_t steps = 0; /* of all A */
     q.threads = min64(gemm_threads(gemm_work(p)), en_get_threads());
     for (int t = 0; t < p->terms; t++) {
         q.a_steps[t] = steps_of(e, p->term[t].k);
         while (!same_a(&p->term[q.owner[t]], &p->term[t])) q.owner[t]++;
         q.a_offset[t] = q.owner[t] < t ? q.a_offset[q.owner[t]] : rows_in_place(e, p->n, &p->term[t]) ? -1 : q.a_words;
         if (q.owner[t] < t) continue;
-        steps += q.a_steps[t];
+        q.steps += q.a_steps[t];
         if (q.a_offset[t] >= 0) q.a_words += round_up(e->mr, e->pad) * q.a_steps[t] + VL;
     }
     make_groups(&q);
@@ -209,7 +206,7 @@ static struct plan make_plan(const struct en_gemm *p, const struct engine *e) {
         q.b_words += padded_columns(q.group[i].j1 - q.group[i].j0) * q.group[i].steps;
     }
     q.panels = ceil_div(p->m, e->mr);
-    q.by_rows = q.b_words <= FEW_B_WORDS || q.b_words <= min64(B_WORDS, p->m * steps);
+    q.by_rows = q.b_words <= FEW_B_WORDS || q.b_words <= min64(B_WORDS, p->m * q.steps);
     for (int i = 0; i < q.groups; i++) {
         struct group *g = &q.group[i];
         const int64_t units = ceil_div(g->j1 - g->j0, g->unit);

@@ -12,11 +12,16 @@
 /* What a level says of its products:
  *   MR, NV         rows and vectors of a register tile
  *   KC             most steps of a block of k
- *   BLOCK          words of a block of B
+ *   BLOCK          words of a block of B, which one task packs
+ *   ABREAST        panels of a block of B that a panel of A meets before the next panel of A does
  *   UNROLL         steps of a packed panel that the tile's loop is written out for
  *   PACK_K         elements of k packed at a time where it is the other side that is contiguous: so many rows are read
  *                  side by side
- *   ROWS_IN_PLACE  columns of a product up to which rows of A are read where they lie; packing pays beyond */
+ *   PACK_PANELS    panels of A packed together: where columns are contiguous, they read the same lines
+ *   FETCH          elements that packing fetches ahead in a row; or 0, nor does it fetch the next rows
+ *   ROWS_IN_PLACE  columns of a product up to which rows of A are read where they lie; packing pays beyond
+ *   A_WORDS        words of packed A that tasks share, in the last cache
+ *   DEEP_BY_ROWS   is a deep product of few columns taken in parts of k, so that tasks can share B (product.h) */
 enum { NR = NV * VL };
 
 /* Dot products made at once (skinny.h): of so many vectors of x with so many of w. */
@@ -41,7 +46,7 @@ struct engine {
     int mr;       /* most rows of a tile, and of a panel of A */
     int pad;      /* words a step of a packed panel of A: its rows, rounded up to a multiple of this */
     int kc;       /* most steps that are summed before C is visited */
-    int block;    /* words of a block of B, which is to stay in L2 */
+    int block;    /* words of a block of B */
     void (*pack_a)(int pairs, float *dst, int64_t h, const struct operand *a, int64_t rows, int64_t k, int64_t steps);
     tile_fn tile;
     void (*begin)(void), (*end)(void); /* around a thread's calls of tile; or NULL */

@@ -25,7 +25,7 @@ SEED, TEXTS = 0, 40_000
 
 # The model after a few steps on a few texts. It changes when a kernel's bits do: then the base must be made again.
 FIRST_STEPS, FIRST_TEXTS = 4, 600
-FIRST_DIGEST = "4888df8b4ef3e93f4ff298093bf6de3efab72ba495089ec367783657c32432d1"
+FIRST_DIGEST = "8f43c7810274199f277792dcccda3db41ba269e90e8b16a43b85bcbc6bfc12e7"
 
 
 def entrenar(*args: str | Path) -> None:

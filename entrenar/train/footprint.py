@@ -18,7 +18,7 @@ from entrenar.train.work import Work
 BASE = 58_000_000  # bytes of the interpreter with everything that training imports
 TOKENIZER, WORD = 4_000_000, 280  # bytes of a tokenizer, and of each of its words (240 to 400 with merges)
 RUN = 30_000_000  # bytes that a run may hold besides: its data, records
-PACKED = 8 << 20  # bytes of a product's left side that are packed at a time (A_WORDS in csrc/kernels/plan.h)
+PACKED = 8 << 20  # bytes of a product's left side that are packed at a time at most (A_WORDS in csrc/isa/)
 THREAD = 2 << 20  # bytes of right sides and sums that a thread works on
 MOMENTS = {"adamw": 8.0, "adam": 8.0, "adamw_8bit": 2 + 8 / 256}  # bytes of optimizer state a trained weight
 

@@ -168,7 +168,8 @@ def test_bits_do_not_depend_on_threads(isa, same_on_any_threads, shape):
         same_on_any_threads(lambda some=some: cpu.product(some, np.empty((m, n), BF16), residual=residual))
 
 
-DEEP, TALL = (300, 8000, 140), (1100, 2000, 530)  # rows, steps of k, columns: packed, A and B exceed what is shared
+# rows, steps of k, columns: packed, A and B exceed what is shared; and the last one's sums what is kept
+DEEP, TALL, WIDE = (300, 8000, 140), (1100, 2000, 530), (1020, 2100, 2100)
 
 
 def left(seed, m, k, layout):
@@ -190,6 +191,7 @@ def left(seed, m, k, layout):
         (TALL, "f32 columns", BF16),
         (TALL, "bf16 columns", np.float32),
         (TALL, "f32 rows", np.float32),
+        (WIDE, "f16", BF16),
     ],
 )
 def test_operands_too_large_for_the_cache_are_multiplied_in_parts(isa, shape, layout, out_type, same_on_any_threads):
@@ -210,6 +212,38 @@ def test_operands_too_large_for_the_cache_are_multiplied_in_parts(isa, shape, la
     assert_product(out[rows], seen_terms, before=before[rows])
     if layout in ("f32 columns", "bf16 columns"):
         same_on_any_threads(lambda: cpu.product(terms, np.empty((m, n), out_type), residual=residual))
+
+
+@pytest.mark.parametrize("out_type", [np.float32, BF16])
+@pytest.mark.parametrize("dtype", [np.float32, BF16])
+def test_a_deep_product_of_few_columns(isa, dtype, out_type, same_on_any_threads):
+    """B is more than tasks share, parts of it are not. The bits are those of fewer columns, which need no parts."""
+    m, k, n = 250, 6001, 230
+    x, low = floats(1, m, k).astype(dtype), floats(2, m, 16).astype(dtype)
+    bias, residual = floats(5, n), floats(6, m, n).astype(out_type)
+    for w in (floats(3, n, k).astype(dtype).T, floats(3, k, n).astype(dtype)):
+        terms = [(x, w), (low, floats(4, 16, n))]
+        out = cpu.product(terms, np.empty((m, n), out_type), bias=bias, residual=residual)
+        assert_product(out, terms, bias, residual)
+        for half in (slice(0, 120), slice(120, n)):
+            some = [(a, b[:, half]) for a, b in terms]
+            width = half.stop - half.start
+            less = cpu.product(some, np.empty((m, width), out_type), bias=bias[half], residual=residual[:, half])
+            np.testing.assert_array_equal(out[:, half], less)
+        same_on_any_threads(lambda terms=terms: cpu.product(terms, np.empty((m, n), out_type), residual=residual))
+        before = out.copy()
+        cpu.product(terms, out, accumulate=True)
+        assert_product(out, terms, before=before)
+
+
+def test_a_deep_and_tall_product_of_few_columns(isa):
+    """Its sums are more than what is kept for a result in bf16: it is taken in parts of its rows."""
+    m, k, n = 2300, 1100, 1000
+    terms = [(floats(1, m, k), floats(2, n, k).T)]
+    bias, residual = floats(3, n), floats(4, m, n).astype(BF16)
+    out = cpu.product(terms, np.empty((m, n), BF16), bias=bias, residual=residual)
+    rows = np.arange(0, m, 29)
+    assert_product(out[rows], [(terms[0][0][rows], terms[0][1])], bias, residual[rows])
 
 
 @pytest.mark.parametrize("shape", [(33, 64, 70), (200, 66, 40)])
