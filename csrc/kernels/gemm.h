@@ -12,7 +12,7 @@
  * Blocks of columns end where a term's columns do, so that every tile of a block has the same terms; a matrix that is A
  * of several terms is packed once.
  *
- * Every element of C is summed by one task, in an order that the shape alone decides: blocks of k in order, each from
+ * Every element of C is summed by one task of a plan, in an order that the shape alone decides: blocks of k in order, each from
  * zero. So bits don't depend on the number of threads. Tasks are claimed, not dealt out: a thread that the system keeps
  * waiting is left behind.
  */

@@ -1,7 +1,8 @@
 /* A whole product: the way it goes, and the parts in which it is taken.
  *
  * With few rows or columns it is skinny; else it goes along a plan (gemm.h), or where what tasks share would not stay in
- * the last cache, along several: of some rows, or of a part of k, whose sums meet in f32.
+ * the last cache, along several: of some rows or columns, or of a part of k, whose sums meet in f32. All of that depends
+ * on the shape alone.
  */
 #ifndef EN_PRODUCT_H
 #define EN_PRODUCT_H
@@ -11,8 +12,8 @@
 /* Words of the sums of a deep product, where C isn't f32 and can't hold them. */
 enum { SUM_WORDS = 2 << 20 };
 
-/* Blocks of k, those of a whole product in its order: counted term after term, the first of a term together with the last
- * of the term before, which it may join. */
+/* Blocks of k, counted term after term, the first of a term together with the last of the term before, which it may join.
+ * Columns that have all terms, or short ones besides, are summed in the blocks of the whole product. */
 struct depth {
     int64_t blocks, longest; /* steps */
 };
@@ -89,7 +90,7 @@ static int64_t parts_by_rows(const struct plan *q, struct depth d) {
     return fit ? ceil_div(d.blocks, fit) : 0;
 }
 
-/* Parts of k so that the packed A of each stays in the last cache. */
+/* Parts of k so that the packed A of each stays in the last cache: about A_WORDS, or a block of k. */
 static int64_t parts_by_columns(const struct plan *q, struct depth d) {
     const int64_t fit = A_WORDS * d.blocks / max64(q->panels * q->a_words, 1);
     return ceil_div(d.blocks, max64(fit, 1));
