@@ -1,18 +1,18 @@
-/* Products: C = the sum of up to eight A·B + bias + residual, any strides and float types, summed in f32, rounded once.
+/* A product along a plan: C = the sum of up to eight A·B + bias + residual, any strides and float types, summed in f32,
+ * rounded once.
  *
  * The block algorithm of BLIS over an engine (kernels/tile.h). Rows of A whose words lie side by side are read where
  * they are, up to as many columns as the level says; others are packed once, by all threads together, in panels of at
  * most mr. Then a task takes a block of columns: it packs its part of B and multiplies all rows with it, a tile of C in
  * registers at a time, while the memory of the block after it is fetched. Transposes and other types need no passes of
  * their own: packing reads any strides and converts. Where B is the smaller operand it is what all pack and share, and a
- * task takes rows. Packed operands that are shared stay in the last cache: a deep product is summed in parts of k, a tall
- * one taken in parts of its rows.
+ * task takes rows. Packed operands that would not stay in the last cache are product.h's concern.
  *
  * Terms are more steps of k: a tile's sums stay in registers from the end of one term to the beginning of the next.
  * Blocks of columns end where a term's columns do, so that every tile of a block has the same terms; a matrix that is A
  * of several terms is packed once.
  *
- * Every element of C is summed by one task of a plan, in an order that the shape alone decides: blocks of k in order, each from
+ * Every element of C is summed by one task, in an order that the shape alone decides: blocks of k in order, each from
  * zero. So bits don't depend on the number of threads. Tasks are claimed, not dealt out: a thread that the system keeps
  * waiting is left behind.
  */

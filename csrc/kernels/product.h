@@ -15,7 +15,8 @@ enum { SUM_WORDS = 2 << 20 };
 /* Blocks of k, counted term after term, the first of a term together with the last of the term before, which it may join.
  * Columns that have all terms, or short ones besides, are summed in the blocks of the whole product. */
 struct depth {
-    int64_t blocks, longest; /* steps */
+    int64_t blocks, longest;                          /* longest: in steps */
+    int64_t cuts[EN_MAX_TERMS], first[EN_MAX_TERMS]; /* blocks of each term, and the first of them */
 };
 
 static struct depth depth_of(const struct en_gemm *p, const struct engine *e) {
@@ -24,6 +25,7 @@ static struct depth depth_of(const struct en_gemm *p, const struct engine *e) {
         const int64_t steps = steps_of(e, p->term[t].k), cuts = k_cuts(e, steps), each = ceil_div(steps, cuts);
         d.longest = max64(d.longest, last + each);
         last = cuts > 1 ? each : last + each;
+        d.cuts[t] = cuts, d.first[t] = d.blocks - 1;
         d.blocks += cuts - 1;
     }
     return d;
@@ -41,16 +43,10 @@ static void finish_sums(void *context, int64_t begin, int64_t end) {
     finish(s->p, s->sums + begin * row, row, begin, 0, end - begin, s->p->n, s->p->accumulate, 1);
 }
 
-/* `parts` products over parts of k, summed in f32, each of whole blocks (struct depth). */
-static en_status gemm_deep(const struct en_gemm *p, const struct engine *e, int64_t parts) {
+/* `parts` products over parts of k, each of whole blocks, summed in f32. */
+static en_status gemm_deep(const struct en_gemm *p, const struct engine *e, const struct depth *d, int64_t parts) {
     struct en_gemm part = *p;
     struct sums s = {p, NULL};
-    int64_t cuts[EN_MAX_TERMS], first[EN_MAX_TERMS], blocks = 1;
-    for (int t = 0; t < p->terms; t++) {
-        cuts[t] = k_cuts(e, steps_of(e, p->term[t].k));
-        first[t] = blocks - 1;
-        blocks += cuts[t] - 1;
-    }
     if (p->c_type != EN_F32) {
         part.c_row = round_up(p->n, VL);
         part.c = s.sums = en_alloc((size_t)(p->m * part.c_row) * sizeof(float));
@@ -60,13 +56,13 @@ static en_status gemm_deep(const struct en_gemm *p, const struct engine *e, int6
     }
     en_status status = EN_OK;
     for (int64_t i = 0; i < parts && status == EN_OK; i++) {
-        const int64_t from = cut(blocks, parts, i), to = cut(blocks, parts, i + 1);
+        const int64_t from = cut(d->blocks, parts, i), to = cut(d->blocks, parts, i + 1);
         for (int t = 0; t < p->terms; t++) {
             const struct en_term *all = &p->term[t];
             struct en_term *x = &part.term[t];
-            const int64_t c0 = min64(cuts[t], max64(0, from - first[t]));
-            const int64_t c1 = min64(cuts[t], max64(0, to - first[t]));
-            const int64_t k0 = k_cut(e, all->k, cuts[t], c0), k1 = k_cut(e, all->k, cuts[t], c1);
+            const int64_t cuts = d->cuts[t], before = d->first[t];
+            const int64_t k0 = k_cut(e, all->k, cuts, min64(cuts, max64(0, from - before)));
+            const int64_t k1 = k_cut(e, all->k, cuts, min64(cuts, max64(0, to - before)));
             x->k = k1 - k0;
             x->a = element(all->a_type, all->a, k0 * all->a_col);
             if (x->packed)
@@ -84,16 +80,16 @@ static en_status gemm_deep(const struct en_gemm *p, const struct engine *e, int6
 }
 
 /* Parts of k of a product with few columns, so that tasks can share the packed B of each; or 0. */
-static int64_t parts_by_rows(const struct plan *q, struct depth d) {
+static int64_t parts_by_rows(const struct plan *q, const struct depth *d) {
     if (!DEEP_BY_ROWS || q->groups > 1 || !q->a_words || q->b_words > q->p->m * q->steps) return 0;
-    const int64_t fit = B_WORDS / max64(padded_columns(q->p->n) * d.longest, 1);
-    return fit ? ceil_div(d.blocks, fit) : 0;
+    const int64_t fit = B_WORDS / max64(padded_columns(q->p->n) * d->longest, 1);
+    return fit ? ceil_div(d->blocks, fit) : 0;
 }
 
 /* Parts of k so that the packed A of each stays in the last cache: about A_WORDS, or a block of k. */
-static int64_t parts_by_columns(const struct plan *q, struct depth d) {
-    const int64_t fit = A_WORDS * d.blocks / max64(q->panels * q->a_words, 1);
-    return ceil_div(d.blocks, max64(fit, 1));
+static int64_t parts_by_columns(const struct plan *q, const struct depth *d) {
+    const int64_t fit = A_WORDS * d->blocks / max64(q->panels * q->a_words, 1);
+    return ceil_div(d->blocks, max64(fit, 1));
 }
 
 /* Rows [i, i + m) and columns [j, j + n) of a product. */
@@ -122,7 +118,7 @@ static en_status gemm_blocks(const struct en_gemm *p, const struct engine *e);
 
 /* Some rows after others, and some columns, at multiples of COLUMNS. */
 enum { COLUMNS = 256 };
-static en_status gemm_grid_of(const struct en_gemm *p, const struct engine *e, int64_t rows, int64_t columns) {
+static en_status gemm_pieces(const struct en_gemm *p, const struct engine *e, int64_t rows, int64_t columns) {
     const int64_t units = ceil_div(p->n, COLUMNS);
     en_status status = EN_OK;
     for (int64_t r = 0; r < rows; r++)
@@ -139,19 +135,16 @@ static en_status gemm_blocks(const struct en_gemm *p, const struct engine *e) {
     struct plan q = make_plan(p, e);
     const struct depth d = depth_of(p, e);
     if (q.by_rows) return gemm_planned(&q);
-    int64_t parts = parts_by_rows(&q, d);
+    int64_t parts = parts_by_rows(&q, &d);
     if (!parts) {
         const int64_t panels = max64(A_WORDS / max64(q.a_words, 1), ceil_div(A_ROWS, e->mr));
-        if (q.panels > panels) return gemm_grid_of(p, e, ceil_div(q.panels, panels), 1);
-        parts = parts_by_columns(&q, d);
+        if (q.panels > panels) return gemm_pieces(p, e, ceil_div(q.panels, panels), 1);
+        parts = parts_by_columns(&q, &d);
     }
     if (parts == 1) return gemm_planned(&q);
-    if (p->c_type != EN_F32 && p->m * p->n > SUM_WORDS) {
-        const int64_t pieces = ceil_div(p->m * p->n, SUM_WORDS);
-        if (p->m >= p->n) return gemm_grid_of(p, e, min64(pieces, p->m), 1);
-        if (p->n > COLUMNS) return gemm_grid_of(p, e, 1, min64(pieces, ceil_div(p->n, COLUMNS)));
-    }
-    return gemm_deep(p, e, parts);
+    const int64_t pieces = p->c_type == EN_F32 ? 1 : ceil_div(p->m * p->n, SUM_WORDS);
+    if (pieces > 1) return p->m >= p->n ? gemm_pieces(p, e, pieces, 1) : gemm_pieces(p, e, 1, pieces);
+    return gemm_deep(p, e, &d, parts);
 }
 
 /* All terms skinny: each is added to C, or where that isn't plain f32, to a sum of its own. */

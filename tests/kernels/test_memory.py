@@ -109,6 +109,26 @@ print(worst - peak)
     assert resident_after(code) < 8
 
 
+def test_sums_of_a_wide_and_deep_product_are_bounded() -> None:
+    """A bf16 result of 33 MB can't hold the f32 sums of its parts; as an array of their own they would be 65 MB."""
+    code = """
+import ml_dtypes
+from entrenar.backend import cpu
+
+def peak():
+    with open("/proc/self/status") as f:
+        return int(next(line for line in f if line.startswith("VmHWM")).split()[1]) / 1e3
+
+x, w = np.full((1000, 2300), 1, np.float16), np.full((16400, 2300), 1, np.float16)
+out = np.full((1000, 16400), 1, ml_dtypes.bfloat16)
+before = peak()
+cpu.product([(x, w.T)], out)
+assert (out == 2304).all()
+print(peak() - before)
+"""
+    assert resident_after(code) < 40
+
+
 @pytest.mark.skipif("asan" in os.environ.get("LD_PRELOAD", ""), reason="a sanitizer's heap is another one")
 def test_free_pages_of_the_heap_are_given_back() -> None:
     code = """
