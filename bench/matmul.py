@@ -1,4 +1,4 @@
-"""Products of linear layers against PyTorch and NumPy's OpenBLAS.
+"""Products of linear layers against PyTorch, NumPy's OpenBLAS and this machine's limit.
 
     python bench/matmul.py [--torch PYTHON] [--isa avx512_bf16 avx512 avx2] [--dtype bf16 f32] [--layers qkv0.5b ...]
                            [--rows 1024 2048] [--threads 2] [--rounds 9] [--json]
@@ -6,8 +6,10 @@
 PYTHON is an interpreter with torch; OpenBLAS (f32 alone) and it run in processes of their own, held to the level's
 instructions, and take turns with ours, so that noise hits all alike. Every side writes into a given array of the
 operands' type and is checked against float64 first, on the same numbers. A ratio is theirs to ours, the median over
-the rounds, with its quartiles; above 1, ours is faster. Weights are (outputs, inputs) row-major; forward is x·Wᵀ, input
-is g·W, the gradient of x, weight gᵀ·x. Data are random, never zeros.
+the rounds, with its quartiles; above 1, ours is faster. The limit is that of `entrenar doctor`, the best of five rounds
+of a loop that stays in L1, and takes its turn as well, since on a shared core it changes within seconds: its ratio is
+our share of it. Weights are (outputs, inputs) row-major; forward is x·Wᵀ, input is g·W, the gradient of x, weight gᵀ·x.
+Data are random, never zeros.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import subprocess
 import sys
 import time
 
-from turns import ask, seconds
+from turns import AT_LEAST, ask, seconds
 
 # name -> inputs, outputs; q, k, v and gate, up are one product each
 LAYERS = {
@@ -28,6 +30,7 @@ LAYERS = {
     "qkv7b": (4096, 12288), "o7b": (4096, 4096), "gateup7b": (4096, 22016), "down7b": (11008, 4096),
 }  # fmt: skip
 WAYS = ("forward", "input", "weight")
+OURS = ("ours", "limit")
 # what the other libraries are told of a level
 HELD = {
     "avx2": {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2",
@@ -58,14 +61,14 @@ def ours(a, b, dtype: str):
     kind = np.dtype(ml_dtypes.bfloat16 if dtype == "bf16" else np.float32)
     a, b = a.astype(kind), b.astype(kind)  # keeps the order in memory
     out = np.empty((a.shape[0], b.shape[1]), kind)
-    return lambda: cpu.product([(a, b)], out), lambda: out.astype(np.float32)
+    return lambda: seconds(lambda: cpu.product([(a, b)], out)), lambda: out.astype(np.float32)
 
 
 def openblas(a, b, dtype: str):
     import numpy as np
 
     out = np.empty((a.shape[0], b.shape[1]), np.float32)
-    return lambda: np.matmul(a, b, out=out), lambda: out
+    return lambda: seconds(lambda: np.matmul(a, b, out=out)), lambda: out
 
 
 def torch(a, b, dtype: str):
@@ -75,36 +78,48 @@ def torch(a, b, dtype: str):
     kind = library.bfloat16 if dtype == "bf16" else library.float32
     a, b = library.from_numpy(a).to(kind), library.from_numpy(b).to(kind)
     out = library.empty((a.shape[0], b.shape[1]), dtype=kind)
-    return lambda: library.mm(a, b, out=out), lambda: out.float().numpy()
+    return lambda: seconds(lambda: library.mm(a, b, out=out)), lambda: out.float().numpy()
 
 
-SIDES = {"ours": ours, "openblas": openblas, "torch": torch}
+def limit(a, b, dtype: str):
+    from entrenar.backend import cpu
+
+    flops = 2 * a.size * b.shape[1]
+    return lambda: flops / cpu.peaks(AT_LEAST)[dtype], None
+
+
+# (seconds of one product, the result of the last)
+SIDES = {"ours": ours, "limit": limit, "openblas": openblas, "torch": torch}
+
+
+def check(side: str, case, a, b, result) -> None:
+    import numpy as np
+
+    some = slice(None, None, max(1, a.shape[0] // 16))
+    exact = a[some].astype(np.float64) @ b.astype(np.float64)
+    error = np.abs(result[some] - exact).max() / np.abs(exact).max()
+    if not error < TOLERANCE[case["dtype"]]:
+        raise SystemExit(f"{side}: {case} is wrong, relative error {error}")
 
 
 def serve(side: str) -> None:
     """Answers lines on stdin: a case as JSON makes and checks it, any other runs it and gives its seconds."""
-    import numpy as np
-
-    run = None
     for line in sys.stdin:
         if line.startswith("{"):
             case = json.loads(line)
             a, b = operands(case)
-            run, result = SIDES[side](a, b, case["dtype"])
-            run()
-            some = slice(None, None, max(1, a.shape[0] // 16))
-            exact = a[some].astype(np.float64) @ b.astype(np.float64)
-            error = np.abs(result()[some] - exact).max() / np.abs(exact).max()
-            if not error < TOLERANCE[case["dtype"]]:
-                raise SystemExit(f"{side}: {case} is wrong, relative error {error}")
+            measure, result = SIDES[side](a, b, case["dtype"])
+            measure()
+            if result:
+                check(side, case, a, b, result())
             print("ready", flush=True)
-            continue
-        print(seconds(run), flush=True)
+        else:
+            print(measure(), flush=True)
 
 
 def start(python: str, side: str, isa: str, threads: int) -> subprocess.Popen[str]:
     count = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "ENTRENAR_THREADS"), str(threads))
-    env = {**os.environ, **count, **(HELD.get(isa, {}) if side != "ours" else {"ENTRENAR_ISA": isa})}
+    env = {**os.environ, **count, **(HELD.get(isa, {}) if side not in OURS else {"ENTRENAR_ISA": isa})}
     command = [python, os.path.abspath(__file__), "--serve", side]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
 
@@ -147,7 +162,7 @@ def main() -> None:
         return
     for isa in options.isa:
         for dtype in options.dtype:
-            pythons = {"ours": sys.executable}
+            pythons = dict.fromkeys(OURS, sys.executable)
             if dtype == "f32":
                 pythons["openblas"] = sys.executable
             if options.torch:

@@ -21,7 +21,12 @@ WORD vf v_set(float x) { return _mm256_set1_ps(x); }
 WORD vf v_load(const float *p) { return _mm256_loadu_ps(p); }
 WORD vf v_load_n(const float *p, int64_t n) { return _mm256_maskload_ps(p, first_lanes(n)); }
 WORD void v_store(float *p, vf a) { _mm256_storeu_ps(p, a); }
-WORD void v_store_n(float *p, vf a, int64_t n) { _mm256_maskstore_ps(p, first_lanes(n), a); }
+WORD void v_store_n(float *p, vf a, int64_t n) {
+    if (n >= VL)
+        v_store(p, a); /* AMD's masked stores are some twenty times as slow */
+    else
+        _mm256_maskstore_ps(p, first_lanes(n), a);
+}
 
 WORD vf v_add(vf a, vf b) { return _mm256_add_ps(a, b); }
 WORD vf v_sub(vf a, vf b) { return _mm256_sub_ps(a, b); }
@@ -169,6 +174,8 @@ WORD void v_transpose(vf r[VL]) {
  * tile's loop is written out, its words of A lie side by side, and one panel of B at a time stays near. */
 enum { MR = 6, NV = 2, KC = 1024, BLOCK = 3 << 15, ABREAST = 1, UNROLL = 4 };
 enum { PACK_K = 8, PACK_PANELS = 4, FETCH = 64, ROWS_IN_PLACE = 192, A_WORDS = 5 << 18, DEEP_BY_ROWS = 1 };
+
+#define EN_STRIPS /* of attention: kernels/attention_tile.h */
 
 #include "../kernels/all.h"
 

@@ -17,7 +17,10 @@
 #include "attention_mask.h"
 #include "attention_pack.h"
 
-enum { ATTENTION_PIECE = 512 }; /* one block of rows: keys of a piece that a thread sums alone */
+enum {
+    ATTENTION_TASK_ROWS = 64, /* of a task at least, because it packs all of its keys; where there are no more rows, */
+    ATTENTION_PIECE = 512,    /* tasks are pieces of so many keys */
+};
 
 static const float log2_e = 0x1.715476p+0f, log_2 = 0x1.62e43p-1f;
 
@@ -25,19 +28,19 @@ static const float log2_e = 0x1.715476p+0f, log_2 = 0x1.62e43p-1f;
 struct attention_keys {
     int64_t first, slots; /* block i, counted from key `first`, goes to slot i % slots */
     int64_t width;        /* of a packed value, in words */
-    float *k, *v;         /* (keys, words of d); a block's (words of keys, width), either way round (`along`) */
+    float *k, *v;         /* (keys, words of d); a block's (words of keys, width), whichever way (`along`) */
     int64_t *held;        /* the block in each slot, or -1 */
 };
 
 static size_t keys_bytes(const struct en_attention *p, int64_t slots) {
-    const int64_t floats = ATTENTION_KEYS * (words(p->type, p->d) + whole_vectors(p->d));
+    const int64_t floats = ATTENTION_KEYS * words(p->type, p->d) + along_words(p->type, whole_vectors(p->d));
     return (size_t)slots * ((size_t)floats * sizeof(float) + sizeof(int64_t));
 }
 
 static struct attention_keys no_keys(const struct en_attention *p, int64_t first, int64_t slots, void *space) {
     struct attention_keys x = {.first = first, .slots = slots, .width = whole_vectors(p->d), .k = space};
     x.v = x.k + slots * ATTENTION_KEYS * words(p->type, p->d);
-    x.held = (int64_t *)(x.v + slots * ATTENTION_KEYS * x.width);
+    x.held = (int64_t *)(x.v + slots * along_words(p->type, x.width));
     for (int64_t i = 0; i < slots; i++) x.held[i] = -1;
     return x;
 }
@@ -47,7 +50,7 @@ WORD void find_keys(enum en_dtype type, const struct en_attention *p, struct att
                     int64_t j, const float **k, const float **v) {
     const int64_t block = (j - x->first) / ATTENTION_KEYS, at = x->first + block * ATTENTION_KEYS;
     const int64_t slot = block % x->slots, du = words(type, p->d), n = min64(ATTENTION_KEYS, p->s - at);
-    float *keys = x->k + slot * ATTENTION_KEYS * du, *values = x->v + slot * words(type, ATTENTION_KEYS) * x->width;
+    float *keys = x->k + slot * ATTENTION_KEYS * du, *values = x->v + slot * along_words(type, x->width);
     *k = keys + (j - at) * du;
     *v = values + words(type, j - at) * along(type, x->width).step;
     if (x->held[slot] == block) return;
@@ -141,9 +144,10 @@ WORD void attend_as(enum en_dtype type, const struct en_attention *p, int64_t b,
     for (int64_t j = s0, e; j < s1; j = e) {
         e = min64(s1, (j / ATTENTION_KEYS + 1) * ATTENTION_KEYS);
         const int64_t m = e - j;
-        const struct block scores = {.depth = du, .a_row = du, .a_step = 1, .b_row = w, .c_row = w};
-        const struct block values = {
-            .depth = words(type, m), .a_row = step.row, .a_step = step.step, .b_row = w, .c_row = w};
+        const struct block scores = {
+            .depth = du, .a_row = du, .a_step = 1, .a_strip = strip_of(du), .b_row = w, .c_row = w};
+        const struct block values = {.depth = words(type, m), .a_row = step.row, .a_step = step.step,
+                                     .a_strip = step.strip, .b_row = w, .c_row = w};
         const float *keys, *along;
         find_keys(type, p, x, b, kv, j, &keys, &along);
         block_product(pairs, m, w, scores, keys, q, s, NULL);
@@ -176,8 +180,10 @@ static void finish_rows(const struct en_attention *p, int64_t b, int64_t kv, int
         unpack_columns(EN_BF16, p->d, n, row, from.o, w, from.sum);
     else
         unpack_columns(EN_F32, p->d, n, row, from.o, w, from.sum);
-    for (int64_t i = 0; i < n; i++)
-        p->lse[(b * p->h + kv * group + (r + i) % group) * p->t + (r + i) / group] = from.top[i];
+    for (int64_t i = 0, token = r / group, head = r % group; i < n; i++) {
+        p->lse[(b * p->h + kv * group + head) * p->t + token] = from.top[i];
+        if (++head == group) head = 0, token++;
+    }
 }
 
 /* Blocks of rows of a kv head, the last first: the latest have the most keys. */
@@ -215,13 +221,25 @@ static void attention_task(void *context, int64_t begin, int64_t end) {
     end_blocks(p);
 }
 
-/* One block of rows, many keys: a piece of the keys, of all heads in turn, because these lie side by side. */
+/* What a piece of the keys has summed of a block of rows. */
+static int64_t piece_floats(const struct en_attention *p) {
+    return sums_floats(p, min64(ATTENTION_ROWS, whole_vectors(attention_rows(p))));
+}
+static struct attention_sums piece_sums(const struct attention_job *job, int64_t head, int64_t block, int64_t piece) {
+    const struct en_attention *p = job->p;
+    const int64_t w = whole_vectors(min64(ATTENTION_ROWS, attention_rows(p) - block * ATTENTION_ROWS));
+    const int64_t index = (head * job->blocks + block) * job->chunks + piece;
+    return sums_at(p, job->partial + index * piece_floats(p), w);
+}
+
+/* Few rows, many keys: a piece of the keys, of all heads in turn, because these lie side by side. */
 static void attention_piece(void *context, int64_t begin, int64_t end) {
     struct attention_job *job = context;
     const struct en_attention *p = job->p;
-    const int64_t n = attention_rows(p), w = whole_vectors(n);
-    float *work = en_scratch(EN_SCRATCH_C, (size_t)attend_floats(p, w) * sizeof(float));
-    void *space = en_scratch(EN_SCRATCH_A, keys_bytes(p, 1));
+    const int64_t rows = attention_rows(p), most = min64(ATTENTION_ROWS, whole_vectors(rows));
+    const int64_t slots = job->blocks > 1 ? ATTENTION_PIECE / ATTENTION_KEYS : 1;
+    float *work = en_scratch(EN_SCRATCH_C, (size_t)attend_floats(p, most) * sizeof(float));
+    void *space = en_scratch(EN_SCRATCH_A, keys_bytes(p, slots));
     if (!work || !space) {
         job->status = EN_NO_MEMORY;
         return;
@@ -229,20 +247,22 @@ static void attention_piece(void *context, int64_t begin, int64_t end) {
     begin_blocks(p);
     for (int64_t task = begin; task < end; task++) {
         const int64_t head = task % job->heads, piece = task / job->heads, s0 = piece * ATTENTION_PIECE;
-        struct attention_keys keys = no_keys(p, s0, 1, space);
-        attend(p, head / p->hkv, head % p->hkv, 0, n, s0, s0 + ATTENTION_PIECE, &keys,
-               sums_at(p, job->partial + (head * job->chunks + piece) * sums_floats(p, w), w), work);
+        struct attention_keys keys = no_keys(p, s0, slots, space);
+        for (int64_t block = 0; block < job->blocks; block++) {
+            const int64_t r = block * ATTENTION_ROWS, n = min64(ATTENTION_ROWS, rows - r);
+            attend(p, head / p->hkv, head % p->hkv, r, n, s0, s0 + ATTENTION_PIECE, &keys,
+                   piece_sums(job, head, block, piece), work);
+        }
     }
     end_blocks(p);
 }
 
-static void merge_pieces(const struct attention_job *job, int64_t head) {
+static void merge_pieces(const struct attention_job *job, int64_t head, int64_t block) {
     const struct en_attention *p = job->p;
-    const int64_t n = attention_rows(p), w = whole_vectors(n), size = sums_floats(p, w);
-    float *at = job->partial + head * job->chunks * size;
-    const struct attention_sums to = sums_at(p, at, w);
+    const int64_t r = block * ATTENTION_ROWS, n = min64(ATTENTION_ROWS, attention_rows(p) - r), w = whole_vectors(n);
+    const struct attention_sums to = piece_sums(job, head, block, 0);
     for (int64_t piece = 1; piece < job->chunks; piece++) {
-        const struct attention_sums from = sums_at(p, at + piece * size, w);
+        const struct attention_sums from = piece_sums(job, head, block, piece);
         for (int64_t v = 0; v < w; v += VL) {
             const vf a = v_load(to.top + v), b = v_load(from.top + v), top = v_max(a, b);
             const vf shift = v_select(v_eq(top, v_set(-INFINITY)), v_zero(), top);
@@ -253,25 +273,26 @@ static void merge_pieces(const struct attention_job *job, int64_t head) {
             v_store(to.top + v, top);
         }
     }
-    finish_rows(p, head / p->hkv, head % p->hkv, 0, n, to);
+    finish_rows(p, head / p->hkv, head % p->hkv, r, n, to);
 }
 
 static en_status attention(const struct en_attention *p) {
     struct attention_job job = {.p = p, .heads = p->b * p->hkv, .status = EN_OK};
     const int64_t rows = attention_rows(p), threads = min64(attention_threads(p), en_get_threads());
     if (job.heads == 0 || p->t == 0) return EN_OK;
-    if (rows > ATTENTION_ROWS || p->s <= ATTENTION_PIECE) {
-        job.blocks = ceil_div(rows, ATTENTION_ROWS);
-        job.chunks = threads == 1 ? 1 : min64(job.blocks, ceil_div(4 * threads, job.heads));
+    job.blocks = ceil_div(rows, ATTENTION_ROWS);
+    if (rows > ATTENTION_TASK_ROWS || p->s <= ATTENTION_PIECE) {
+        job.chunks = threads == 1 ? 1 : min64(ceil_div(rows, ATTENTION_TASK_ROWS), ceil_div(4 * threads, job.heads));
         en_parallel_tasks(job.heads * job.chunks, threads, attention_task, &job);
         return (en_status)job.status;
     }
     job.chunks = ceil_div(p->s, ATTENTION_PIECE);
-    job.partial = en_alloc((size_t)(job.heads * job.chunks * sums_floats(p, whole_vectors(rows))) * sizeof(float));
+    const int64_t floats = job.heads * job.blocks * job.chunks * piece_floats(p);
+    job.partial = en_alloc((size_t)floats * sizeof(float));
     if (!job.partial) return EN_NO_MEMORY;
     en_parallel_tasks(job.heads * job.chunks, threads, attention_piece, &job);
-    if (job.status == EN_OK)
-        for (int64_t head = 0; head < job.heads; head++) merge_pieces(&job, head);
+    for (int64_t i = 0; i < job.heads * job.blocks && job.status == EN_OK; i++)
+        merge_pieces(&job, i / job.blocks, i % job.blocks);
     en_free(job.partial);
     return (en_status)job.status;
 }

@@ -22,14 +22,15 @@ enum {
     GRADIENT_KEYS = 64,        /* of a block; divides ATTENTION_KEYS */
     GRADIENT_TASKS = 16,       /* wanted, where a chunk keeps */
     GRADIENT_CHUNK_ROWS = 256, /* this many rows */
+    APART = STRIPS ? VL : 0,   /* words between rows of q and g along, as powers of two share few lines of a cache */
 };
-_Static_assert(ATTENTION_KEYS % GRADIENT_KEYS == 0 && GRADIENT_KEYS % TILE_K == 0 && ATTENTION_ROWS % TILE_K == 0,
+_Static_assert(ATTENTION_KEYS % GRADIENT_KEYS == 0 && GRADIENT_KEYS % TILE_K == 0 && GRADIENT_ROWS % TILE_K == 0,
                "a packed block holds whole ones, and they whole tiles");
 
 /* A task's operands and sums over the keys of its kv head; those of a block begin when it first meets it. */
 struct gradient_keys {
     float *k, *v;   /* (keys, words of d) */
-    float *k_along; /* a block's (words of keys, width), either way round (`along`) */
+    float *k_along; /* a block's (words of keys, width), whichever way (`along`) */
     float *dk, *dv; /* (keys, width) */
     char *met;      /* a block of ATTENTION_KEYS each */
 };
@@ -38,7 +39,7 @@ static int64_t key_blocks(const struct en_attention *p) { return ceil_div(p->s, 
 
 /* Floats of its operands; of its dk or dv. */
 static int64_t operand_floats(const struct en_attention *p) {
-    return key_blocks(p) * ATTENTION_KEYS * (2 * words(p->type, p->d) + whole_vectors(p->d));
+    return key_blocks(p) * (ATTENTION_KEYS * 2 * words(p->type, p->d) + along_words(p->type, whole_vectors(p->d)));
 }
 static int64_t sum_floats(const struct en_attention *p) {
     return key_blocks(p) * ATTENTION_KEYS * whole_vectors(p->d);
@@ -53,7 +54,7 @@ WORD void meet_keys(enum en_dtype type, const struct en_attention *p, struct gra
     x->met[block] = 1;
     key_rows(p, &p->k, b, kv, j, n, row);
     pack_rows(type, p->d, n, (const void *const *)row, x->k + j * du, du);
-    pack_keys_along(type, p->d, n, (const void *const *)row, x->k_along + words(type, j) * width, width);
+    pack_keys_along(type, p->d, n, (const void *const *)row, x->k_along + block * along_words(type, width), width);
     key_rows(p, &p->v, b, kv, j, n, row);
     pack_rows(type, p->d, n, (const void *const *)row, x->v + j * du, du);
     memset(x->dk + j * width, 0, (size_t)sums * sizeof(float));
@@ -74,13 +75,13 @@ struct gradient_rows {
 };
 
 static int64_t rows_floats(const struct en_attention *p) {
-    const int64_t w = ATTENTION_ROWS, width = whole_vectors(p->d);
-    return (2 * words(p->type, p->d) + width + 2 + 3 * GRADIENT_KEYS) * w + 2 * words(p->type, w) * width;
+    const int64_t w = GRADIENT_ROWS, width = whole_vectors(p->d);
+    return (2 * words(p->type, p->d) + width + 2 + 3 * GRADIENT_KEYS) * w + 2 * words(p->type, w) * (width + APART);
 }
 
 static struct gradient_rows rows_at(const struct en_attention *p, float *at) {
-    const int64_t w = ATTENTION_ROWS, width = whole_vectors(p->d), du = words(p->type, p->d);
-    const int64_t along = words(p->type, w) * width, keys = GRADIENT_KEYS * w;
+    const int64_t w = GRADIENT_ROWS, width = whole_vectors(p->d), du = words(p->type, p->d);
+    const int64_t along = words(p->type, w) * (width + APART), keys = GRADIENT_KEYS * w;
     struct gradient_rows x = {.q = at};
     x.g = x.q + du * w;
     x.q_along = x.g + du * w;
@@ -117,14 +118,20 @@ WORD void gradient_statistics(enum en_dtype type, const struct en_attention *p, 
                               int64_t n, int64_t w, const void *const *o, const void *const *g,
                               const struct gradient_rows *x) {
     const int64_t group = attention_group(p);
+    int64_t token = r / group, head = r % group;
     for (int64_t i = 0; i < w; i++) {
         x->shift[i] = x->dot[i] = 0;
         if (i >= n) continue;
         vf sum = v_zero();
+        if (i + ROWS_AHEAD < n) {
+            fetch_row(o[i + ROWS_AHEAD], p->d * type_size(type));
+            fetch_row(g[i + ROWS_AHEAD], p->d * type_size(type));
+        }
         for (int64_t l = 0; l < p->d; l += VL)
             sum = v_fma(load_as(type, o[i], l, p->d - l), load_as(type, g[i], l, p->d - l), sum);
         x->dot[i] = v_hsum(sum);
-        x->shift[i] = -log2_e * p->lse[(b * p->h + kv * group + (r + i) % group) * p->t + (r + i) / group];
+        x->shift[i] = -log2_e * p->lse[(b * p->h + kv * group + head) * p->t + token];
+        if (++head == group) head = 0, token++;
     }
 }
 
@@ -135,7 +142,7 @@ WORD void gradients_as(enum en_dtype type, const struct en_attention *p, int64_t
     const int64_t d = p->d, du = words(type, d), w = gradient_lanes(type, n), width = whole_vectors(d);
     const int64_t unit = key_unit(type);
     const struct along step = along(type, width);
-    void *q_row[ATTENTION_ROWS], *g_row[ATTENTION_ROWS], *row[ATTENTION_ROWS];
+    void *q_row[GRADIENT_ROWS], *g_row[GRADIENT_ROWS], *row[GRADIENT_ROWS];
     const void *const *const q = (const void *const *)q_row, *const *const g = (const void *const *)g_row;
     query_rows(p, &p->q, b, kv, r, n, q_row);
     query_rows(p, &p->g, b, kv, r, n, g_row);
@@ -143,22 +150,24 @@ WORD void gradients_as(enum en_dtype type, const struct en_attention *p, int64_t
     gradient_statistics(type, p, b, kv, r, n, w, (const void *const *)row, g, x);
     pack_columns(type, d, n, q, x->q, w);
     pack_columns(type, d, n, g, x->g, w);
-    pack_along(type, d, n, q, x->q_along, width);
-    pack_along(type, d, n, g, x->g_along, width);
+    pack_along(type, d, n, q, x->q_along, width + APART);
+    pack_along(type, d, n, g, x->g_along, width + APART);
     memset(x->dq, 0, (size_t)(width * w) * sizeof(float));
     struct sight see;
     look(p, b, r, n, w, &see);
     for (int64_t i = n; i < w; i++) see.to[i] = see.all_hi = 0; /* lanes beyond the rows weigh nothing */
     for (int64_t j = see.lo / unit * unit, e; j < see.hi; j = e) {
         e = min64(round_up(see.hi, unit), (j / GRADIENT_KEYS + 1) * GRADIENT_KEYS);
-        const int64_t m = e - j, at = j / ATTENTION_KEYS * ATTENTION_KEYS; /* of a packed block */
-        const float *keys_along = keys->k_along + words(type, at) * width + words(type, j - at) * step.step;
-        const struct block scores = {.depth = du, .a_row = du, .a_step = 1, .b_row = w, .c_row = w};
+        const int64_t m = e - j, block = j / ATTENTION_KEYS;
+        const float *keys_along = keys->k_along + block * along_words(type, width) +
+                                  words(type, j - block * ATTENTION_KEYS) * step.step;
+        const struct block scores = {
+            .depth = du, .a_row = du, .a_step = 1, .a_strip = strip_of(du), .b_row = w, .c_row = w};
         const struct block over_rows = {
-            .depth = words(type, n), .a_row = w, .a_step = 1, .b_row = width, .c_row = width, .add = 1};
-        const struct block over_keys = {
-            .depth = words(type, m), .a_row = step.row, .a_step = step.step, .b_row = w, .c_row = w, .add = 1};
-        meet_keys(type, p, keys, b, kv, j / ATTENTION_KEYS);
+            .depth = words(type, n), .a_row = w, .a_step = 1, .b_row = width + APART, .c_row = width, .add = 1};
+        const struct block over_keys = {.depth = words(type, m), .a_row = step.row, .a_step = step.step,
+                                        .a_strip = step.strip, .b_row = w, .c_row = w, .add = 1};
+        meet_keys(type, p, keys, b, kv, block);
         block_product(pairs, m, w, scores, keys->k + j * du, x->q, x->s, NULL);
         block_product(pairs, m, w, scores, keys->v + j * du, x->g, x->ds, NULL);
         if (j < see.all_lo || e > see.all_hi) {
@@ -230,9 +239,9 @@ static int64_t chunk_begin(const struct attention_job *job, int64_t chunk) {
     double total = 0, before = 0;
     for (int pass = 0; pass < 2; pass++) {
         for (int64_t block = 0; block < job->blocks; block++) {
-            const int64_t last = min64(p->t - 1, ((block + 1) * ATTENTION_ROWS - 1) / group) + p->s - p->t;
+            const int64_t last = min64(p->t - 1, ((block + 1) * GRADIENT_ROWS - 1) / group) + p->s - p->t;
             const int64_t seen = p->causal ? last + 1 : p->s;
-            const double work = (double)(p->window > 0 ? min64(seen, p->window + ATTENTION_ROWS) : seen);
+            const double work = (double)(p->window > 0 ? min64(seen, p->window + GRADIENT_ROWS) : seen);
             if (pass == 0)
                 total += work;
             else if (before * (double)job->chunks >= total * (double)chunk)
@@ -265,7 +274,7 @@ static void chunk_task(void *context, int64_t begin, int64_t end) {
         keys.dv = keys.dk + sum_floats(p);
         const int64_t last = chunk_begin(job, chunk + 1);
         for (int64_t block = chunk_begin(job, chunk); block < last; block++) {
-            const int64_t r = block * ATTENTION_ROWS, n = min64(ATTENTION_ROWS, rows - r);
+            const int64_t r = block * GRADIENT_ROWS, n = min64(GRADIENT_ROWS, rows - r);
             if (p->type == EN_BF16)
                 gradients_as(EN_BF16, p, b, kv, r, n, &keys, &x);
             else
@@ -283,7 +292,7 @@ static en_status attention_backward(const struct en_attention *p) {
     struct attention_job job = {.p = p, .heads = p->b * p->hkv, .status = EN_OK};
     const int64_t rows = attention_rows(p), threads = min64(attention_threads(p), en_get_threads());
     if (job.heads == 0 || p->s == 0) return EN_OK;
-    job.blocks = ceil_div(rows, ATTENTION_ROWS);
+    job.blocks = ceil_div(rows, GRADIENT_ROWS);
     job.chunks = max64(1, min64(rows / GRADIENT_CHUNK_ROWS, ceil_div(GRADIENT_TASKS, job.heads)));
     const size_t met = (size_t)(job.heads * job.chunks * key_blocks(p));
     job.met = en_alloc(met);

@@ -8,7 +8,9 @@
 
 #include "attention_tile.h"
 
-enum { ATTENTION_ROWS = 64 }; /* of a block */
+/* Of a block. With strips forward takes what a tile is wide: scores stay in the first cache, and few of them are computed
+ * to be hidden. Backward, rows are k of dK and dV as well. */
+enum { ATTENTION_ROWS = STRIPS ? TILE_WIDTH * VL : 64, GRADIENT_ROWS = 64 };
 
 static inline int64_t attention_group(const struct en_attention *p) { return p->h / p->hkv; }
 static inline int64_t attention_rows(const struct en_attention *p) { return p->t * attention_group(p); }
@@ -23,7 +25,10 @@ static inline void *head_at(const struct en_attention *p, const struct en_heads 
 static void query_rows(const struct en_attention *p, const struct en_heads *x, int64_t b, int64_t kv, int64_t r,
                        int64_t n, void **row) {
     const int64_t group = attention_group(p);
-    for (int64_t i = 0; i < n; i++) row[i] = head_at(p, x, b, (r + i) / group, kv * group + (r + i) % group);
+    for (int64_t i = 0, token = r / group, head = r % group; i < n; i++) {
+        row[i] = head_at(p, x, b, token, kv * group + head);
+        if (++head == group) head = 0, token++;
+    }
 }
 static void key_rows(const struct en_attention *p, const struct en_heads *x, int64_t b, int64_t kv, int64_t j,
                      int64_t n, void **row) {
@@ -53,16 +58,17 @@ static void span_of(const struct en_attention *p, int64_t b, int64_t r, int64_t 
 struct sight {
     int64_t lo, hi;         /* keys that any row of the block sees */
     int64_t all_lo, all_hi; /* and that all do */
-    int64_t from[ATTENTION_ROWS], to[ATTENTION_ROWS];
+    int64_t from[GRADIENT_ROWS], to[GRADIENT_ROWS];
 };
 
 /* Of rows [r, r + n); lanes beyond, up to w, see what the last row does. */
 static void look(const struct en_attention *p, int64_t b, int64_t r, int64_t n, int64_t w, struct sight *see) {
     const int64_t group = attention_group(p);
     *see = (struct sight){.lo = p->s, .all_hi = p->s};
+    int64_t token = r / group, end = 0; /* end: of the token's rows */
     for (int64_t i = 0; i < w; i++) {
-        if (i == 0 || (i < n && (r + i) % group == 0))
-            attention_range(p, b, (r + i) / group, &see->from[i], &see->to[i]);
+        if (i == end && i < n)
+            attention_range(p, b, token++, &see->from[i], &see->to[i]), end = token * group - r;
         else
             see->from[i] = see->from[i - 1], see->to[i] = see->to[i - 1];
         see->lo = min64(see->lo, see->from[i]);
@@ -74,7 +80,7 @@ static void look(const struct en_attention *p, int64_t b, int64_t r, int64_t n, 
 
 /* x (m,w), keys from j on: `fill` where the row of a lane doesn't see the key. */
 static void hide(const struct sight *see, int64_t j, int64_t m, int64_t w, float fill, float *x) {
-    float from[ATTENTION_ROWS], to[ATTENTION_ROWS]; /* small whole numbers, exact */
+    float from[GRADIENT_ROWS], to[GRADIENT_ROWS]; /* small whole numbers, exact */
     for (int64_t i = 0; i < w; i++) {
         from[i] = (float)max64(min64(see->from[i] - j, m), 0);
         to[i] = (float)max64(min64(see->to[i] - j, m), 0);

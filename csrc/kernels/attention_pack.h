@@ -45,24 +45,77 @@ WORD void store_rows(enum en_dtype type, float *row, float *next, int64_t i, vf 
 }
 #endif
 
-/* to[j * width + u] = word u of row j, 0 from row n to whole units: an operand a whose k is the head's size */
+/* Fetches `bytes` of a row; those of different tokens are too far apart for the core to foresee. */
+WORD void fetch_row(const void *row, int64_t bytes) {
+    for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch((const char *)row + at);
+}
+enum { ROWS_AHEAD = 16 };
+
+#ifdef EN_STRIPS
+/* Of a strip of rows, words [u, u + VL) or as many as are left: a word of all rows, then the next. */
+WORD void turn_strip(enum en_dtype type, const void *const *row, const int64_t rows, int64_t u, const int64_t left,
+                     float *to) {
+    vf r[VL];
+#pragma GCC unroll 8
+    for (int i = 0; i < TILE_ROWS; i++) {
+        r[i] = i < rows ? load_row_words(type, row[i], u, u + left) : v_zero();
+        r[TILE_ROWS + i] = i < rows ? load_row_words(type, row[i], u + 1, u + left) : v_zero();
+    }
+    v_transpose(r); /* of two words in each */
+#pragma GCC unroll 8
+    for (int v = 0; v < VL; v += 2)
+        if (v < left) v_store(to + (u + v) * TILE_ROWS, r[v]);
+}
+_Static_assert(VL == 2 * TILE_ROWS, "two words of a strip are a vector");
+
+static void pack_strip(enum en_dtype type, int64_t d, int64_t n, const void *const *row, float *to) {
+    int64_t u = 0;
+    for (; n >= TILE_ROWS && u + VL < d; u += VL) turn_strip(type, row, TILE_ROWS, u, VL + 1, to);
+    for (; u < d; u += VL) turn_strip(type, row, n, u, d - u, to);
+}
+#endif
+
+/* Words of rows, 0 from row n to whole units; row j at to + j * width: an operand a whose k is the head's size */
 WORD void pack_rows(enum en_dtype type, int64_t d, int64_t n, const void *const *row, float *to, int64_t width) {
+    const int64_t bytes = d * type_size(type);
+#ifdef EN_STRIPS
+    for (int64_t j = 0; j < n; j += TILE_ROWS) {
+        for (int64_t i = j + ROWS_AHEAD; i < min64(n, j + ROWS_AHEAD + TILE_ROWS); i++) fetch_row(row[i], bytes);
+        pack_strip(type, d, min64(TILE_ROWS, n - j), row + j, to + j * width);
+    }
+    return;
+#endif
     const int64_t du = words(type, d);
-    for (int64_t j = 0; j < round_up(n, key_unit(type)); j++)
+    for (int64_t j = 0; j < round_up(n, key_unit(type)); j++) {
+        if (j + ROWS_AHEAD < n) fetch_row(row[j + ROWS_AHEAD], bytes);
         for (int64_t u = 0; u < du; u += VL)
             v_store_n(to + j * width + u, j < n ? load_row_words(type, row[j], u, d) : v_zero(), du - u);
+    }
+}
+
+/* VL words from word u on, or as many as are left, of VL rows or n: an operand b's lanes are the rows. */
+WORD void turn_rows(enum en_dtype type, const void *const *row, const int64_t n, int64_t u, const int64_t left,
+                    const int64_t steps, float *to, int64_t w) {
+    vf r[VL];
+#pragma GCC unroll 16
+    for (int v = 0; v < VL; v++) r[v] = v < n ? load_row_words(type, row[v], u, (in_pairs(type) ? 2 * u : u) + left) : v_zero();
+    v_transpose(r);
+#pragma GCC unroll 16
+    for (int v = 0; v < VL; v++)
+        if (v < steps) v_store(to + (u + v) * w, r[v]);
 }
 
 /* to[u * w + j] = word u of row j, 0 for n <= j < w: an operand b whose k is the head's size */
 WORD void pack_columns(enum en_dtype type, int64_t d, int64_t n, const void *const *row, float *to, int64_t w) {
-    const int64_t du = words(type, d);
-    for (int64_t j = 0; j < w; j += VL)
-        for (int64_t u = 0; u < du; u += VL) {
-            vf r[VL];
-            for (int64_t v = 0; v < VL; v++) r[v] = j + v < n ? load_row_words(type, row[j + v], u, d) : v_zero();
-            v_transpose(r);
-            for (int64_t v = 0; v < VL && u + v < du; v++) v_store(to + (u + v) * w + j, r[v]);
-        }
+    const int64_t du = words(type, d), each = in_pairs(type) ? 2 : 1;
+    for (int64_t j = 0; j < w; j += VL) {
+        for (int64_t i = j + VL; i < min64(n, j + 2 * VL); i++) fetch_row(row[i], d * type_size(type));
+        for (int64_t u = 0; u < du; u += VL)
+            if (j + VL <= n && (u + VL) * each <= d)
+                turn_rows(type, row + j, VL, u, VL * each, VL, to + j, w);
+            else
+                turn_rows(type, row + j, n - j, u, d - u * each, du - u, to + j, w);
+    }
 }
 
 /* Word k of VL columns from i on, where k is the rows; 0 beyond row n and element d */
@@ -80,16 +133,35 @@ WORD void pack_along(enum en_dtype type, int64_t d, int64_t n, const void *const
         for (int64_t i = 0; i < d; i += VL) v_store(to + k * width + i, load_along(type, d, n, row, k, i));
 }
 
-/* Where word k of column i of a block of keys lies, an operand a: at k * step + i * row. */
+/* Where word k of column i of a block of keys lies, an operand a: at k * step + i * row, or in strips. */
 struct along {
-    int64_t step, row;
+    int64_t step, row, strip;
 };
 WORD struct along along(enum en_dtype type, int64_t width) {
-    return in_tiles(type) ? (struct along){1, words(type, ATTENTION_KEYS)} : (struct along){width, 1};
+    if (in_tiles(type)) return (struct along){.step = 1, .row = words(type, ATTENTION_KEYS)};
+    if (STRIPS) return (struct along){.step = TILE_ROWS, .strip = TILE_ROWS * ATTENTION_KEYS + 16};
+    return (struct along){.step = width, .row = 1};
+}
+/* Words of a block */
+WORD int64_t along_words(enum en_dtype type, int64_t width) {
+    return STRIPS ? width / TILE_ROWS * along(type, width).strip : words(type, ATTENTION_KEYS) * width;
 }
 
-/* As pack_along, an operand a: tiles want its k side by side. */
+/* As pack_along, an operand a: tiles want its k side by side. A strip's last word is written with the next, of which
+ * there is room for one. */
 WORD void pack_keys_along(enum en_dtype type, int64_t d, int64_t n, const void *const *row, float *to, int64_t width) {
+#ifdef EN_STRIPS
+    const int64_t strip = along(type, width).strip;
+    for (int64_t k = 0; k < round_up(n, TILE_ROWS); k++) {
+        int64_t i = 0;
+        if (k + ROWS_AHEAD < n) fetch_row(row[k + ROWS_AHEAD], d * type_size(type));
+        for (; k < n && i + VL <= d; i += TILE_ROWS)
+            v_store(to + i / TILE_ROWS * strip + k * TILE_ROWS, load_as(type, row[k], i, VL));
+        for (; i < d; i += TILE_ROWS)
+            v_store(to + i / TILE_ROWS * strip + k * TILE_ROWS, k < n ? load_as(type, row[k], i, d - i) : v_zero());
+    }
+    return;
+#endif
     if (!in_tiles(type)) {
         pack_along(type, d, n, row, to, width);
         return;
@@ -104,17 +176,28 @@ WORD void pack_keys_along(enum en_dtype type, int64_t d, int64_t n, const void *
         }
 }
 
+/* Rows of VL lanes or n, elements [i, i + VL) or as many as are left, times f. */
+WORD void turn_back(enum en_dtype type, void *const *row, const int64_t n, int64_t i, const int64_t left,
+                    const float *from, int64_t w, vf f) {
+    vf r[VL];
+#pragma GCC unroll 16
+    for (int v = 0; v < VL; v++) r[v] = v < left ? v_mul(v_load(from + (i + v) * w), f) : v_zero();
+    v_transpose(r);
+#pragma GCC unroll 16
+    for (int v = 0; v < VL; v++)
+        if (v < n) store_as(type, row[v], i, r[v], left);
+}
+
 /* row j element i = from[i * w + j] * factor[j], j < n */
 WORD void unpack_columns(enum en_dtype type, int64_t d, int64_t n, void *const *row, const float *from, int64_t w,
                          const float *factor) {
     for (int64_t j = 0; j < n; j += VL) {
         const vf f = v_load(factor + j);
-        for (int64_t i = 0; i < d; i += VL) {
-            vf r[VL];
-            for (int64_t v = 0; v < VL; v++) r[v] = i + v < d ? v_mul(v_load(from + (i + v) * w + j), f) : v_zero();
-            v_transpose(r);
-            for (int64_t v = 0; v < VL && j + v < n; v++) store_as(type, row[j + v], i, r[v], d - i);
-        }
+        for (int64_t i = 0; i < d; i += VL)
+            if (j + VL <= n && i + VL <= d)
+                turn_back(type, row + j, VL, i, VL, from + j, w, f);
+            else
+                turn_back(type, row + j, n - j, i, d - i, from + j, w, f);
     }
 }
 

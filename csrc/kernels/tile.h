@@ -58,6 +58,7 @@ struct engine {
 struct block {
     int64_t depth;         /* along k */
     int64_t a_row, a_step; /* from a row of a to the next, from a k to the next */
+    int64_t a_strip;       /* where rows of a come in strips: from one to the next; else 0 */
     int64_t b_row, c_row;
     int add; /* to what c holds */
 };
