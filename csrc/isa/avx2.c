@@ -175,7 +175,7 @@ WORD void v_transpose(vf r[VL]) {
 enum { MR = 6, NV = 2, KC = 1024, BLOCK = 3 << 15, ABREAST = 1, UNROLL = 4 };
 enum { PACK_K = 8, PACK_PANELS = 4, FETCH = 64, ROWS_IN_PLACE = 192, A_WORDS = 5 << 18, DEEP_BY_ROWS = 1 };
 
-#define EN_STRIPS /* of attention: kernels/attention_tile.h */
+#define EN_STRIPS
 
 #include "../kernels/all.h"
 

@@ -8,8 +8,8 @@
 
 #include "attention_tile.h"
 
-/* Of a block. With strips forward takes what a tile is wide: scores stay in the first cache, and few of them are computed
- * to be hidden. Backward, rows are k of dK and dV as well. */
+/* Of a block. With strips, forward takes what a tile is wide: scores stay in the first cache, and few of them are
+ * computed to be hidden. Backward, rows are k of dK and dV as well. */
 enum { ATTENTION_ROWS = STRIPS ? TILE_WIDTH * VL : 64, GRADIENT_ROWS = 64 };
 
 static inline int64_t attention_group(const struct en_attention *p) { return p->h / p->hkv; }

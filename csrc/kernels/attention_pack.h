@@ -93,12 +93,13 @@ WORD void pack_rows(enum en_dtype type, int64_t d, int64_t n, const void *const 
     }
 }
 
-/* VL words from word u on, or as many as are left, of VL rows or n: an operand b's lanes are the rows. */
+/* Of VL rows or n, VL words from word u on or `steps`, which are `left` elements: rows become lanes. */
 WORD void turn_rows(enum en_dtype type, const void *const *row, const int64_t n, int64_t u, const int64_t left,
                     const int64_t steps, float *to, int64_t w) {
+    const int64_t d = (in_pairs(type) ? 2 * u : u) + left;
     vf r[VL];
 #pragma GCC unroll 16
-    for (int v = 0; v < VL; v++) r[v] = v < n ? load_row_words(type, row[v], u, (in_pairs(type) ? 2 * u : u) + left) : v_zero();
+    for (int v = 0; v < VL; v++) r[v] = v < n ? load_row_words(type, row[v], u, d) : v_zero();
     v_transpose(r);
 #pragma GCC unroll 16
     for (int v = 0; v < VL; v++)

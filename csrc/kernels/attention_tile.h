@@ -4,8 +4,8 @@
  * those, a pair of neighbours along k, so that one tile serves both: words of a are broadcast, those of b lie across
  * lanes. n is a multiple of VL.
  *
- * Where a level says EN_STRIPS, operands a that don't change are packed as a tile reads them: a strip is TILE_ROWS rows,
- * a word of each side by side, one k after the other.
+ * Where a level says EN_STRIPS, keys and values are packed as a tile reads them: a strip is TILE_ROWS rows, a word of
+ * each side by side, one k after the other.
  *
  * A level with tiles (EN_BF16_BLOCKS) gives them its pairs. Tiles come whole: k is filled up with zeros (`words`), in
  * both operands, since 0 · NaN is NaN; c has room for whole ones; words of a row of a lie side by side.
