@@ -6,9 +6,9 @@
 PYTHON is an interpreter with torch; OpenBLAS (f32 alone) and it run in processes of their own, held to the level's
 instructions, and take turns with ours, so that noise hits all alike. Every side writes into a given array of the
 operands' type and is checked against float64 first, on the same numbers. A ratio is theirs to ours, the median over
-the rounds, with its quartiles; above 1, ours is faster. The limit is that of `entrenar doctor`, the best of five rounds
-of a loop that stays in L1, and takes its turn as well, since on a shared core it changes within seconds: its ratio is
-our share of it. Weights are (outputs, inputs) row-major; forward is x·Wᵀ, input is g·W, the gradient of x, weight gᵀ·x.
+the rounds, with its quartiles; above 1, ours is faster. The limit is the loop of `entrenar doctor`, which stays in L1;
+it takes its turn too, for as long as a product, since on a shared core it changes within seconds: its ratio is our
+share of it. Weights are (outputs, inputs) row-major; forward is x·Wᵀ, input is g·W, the gradient of x, weight gᵀ·x.
 Data are random, never zeros.
 """
 
@@ -85,7 +85,7 @@ def limit(a, b, dtype: str):
     from entrenar.backend import cpu
 
     flops = 2 * a.size * b.shape[1]
-    return lambda: flops / cpu.peaks(AT_LEAST)[dtype], None
+    return lambda: flops / cpu.peaks(AT_LEAST, rounds=1)[dtype], None
 
 
 # (seconds of one product, the result of the last)

@@ -255,7 +255,7 @@ cdef extern from "entrenar.h" nogil:
         int thread
 
     int en_profiling
-    double en_peak(const en_kernels *, en_dtype, double)
+    double en_peak(const en_kernels *, en_dtype, double, int)
     en_status en_bandwidth(double *, double *)
     en_status en_profile_reserve(int64_t capacity)
     void en_profile_clear()

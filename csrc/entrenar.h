@@ -312,7 +312,7 @@ int en_get_threads(void);
 void en_set_threads(int n);
 
 /* probe.c: the best of several rounds on all threads at once, FLOP/s and bytes/s. */
-double en_peak(const struct en_kernels *kernels, enum en_dtype type, double seconds);
+double en_peak(const struct en_kernels *kernels, enum en_dtype type, double seconds, int rounds);
 en_status en_bandwidth(double *read, double *copy /* read and written bytes */);
 
 /* profile.c: the boundary calls enter and record where en_profiling is on, holding Python's lock. */

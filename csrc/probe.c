@@ -5,7 +5,7 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { ROUNDS = 5, STREAM_ROUNDS = 20 }; /* a round of a stream takes milliseconds */
+enum { STREAM_ROUNDS = 20 }; /* of milliseconds */
 
 struct rates {
     const struct en_kernels *kernels;
@@ -19,10 +19,10 @@ static void peak_part(void *context, int64_t begin, int64_t end) {
 }
 
 /* The best of several rounds: whatever disturbs a round only slows it down. */
-double en_peak(const struct en_kernels *kernels, enum en_dtype type, double seconds) {
-    struct rates r = {.kernels = kernels, .type = type, .seconds = seconds / ROUNDS};
+double en_peak(const struct en_kernels *kernels, enum en_dtype type, double seconds, int rounds) {
+    struct rates r = {.kernels = kernels, .type = type, .seconds = seconds / rounds};
     double best = 0;
-    for (int round = 0; round < ROUNDS; round++) {
+    for (int round = 0; round < rounds; round++) {
         int threads = en_get_threads();
         double sum = 0;
         en_parallel_for(threads, 1, peak_part, &r);

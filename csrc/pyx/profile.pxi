@@ -10,11 +10,11 @@ cdef int record(str op, double flops, double nbytes, en_dtype type, int64_t m, i
     return 0
 
 
-def peaks(double seconds=0.1):
+def peaks(double seconds=0.1, int rounds=5):
     """The machine's limits at this level with all threads at once, measured now, in about a third of a second.
 
-    {"f32", "bf16": FLOP/s of products from L1 with random operands, `seconds` each (csrc/kernels/probe.h; a level
-    without bf16 products computes them as f32), "read", "copy": bytes/s of memory beyond the caches, a copied byte
+    {"f32", "bf16": FLOP/s of products from L1 with random operands, the best of `rounds` rounds, which take `seconds`
+    together (csrc/kernels/probe.h; a level without bf16 products computes them as f32), "read", "copy": bytes/s of memory beyond the caches, a copied byte
     counted as read and written}.
     """
     cdef const en_kernels *table = kernels()
@@ -22,9 +22,11 @@ def peaks(double seconds=0.1):
     cdef en_status status
     if not 0 < seconds <= 60:
         raise UsageError(f"peaks: seconds={seconds} must be above 0, at most 60")
+    if not 1 <= rounds <= 1000:
+        raise UsageError(f"peaks: rounds={rounds} must be from 1 to 1000")
     with nogil:
-        f32_peak = en_peak(table, EN_F32, seconds)
-        bf16_peak = en_peak(table, EN_BF16, seconds)
+        f32_peak = en_peak(table, EN_F32, seconds, rounds)
+        bf16_peak = en_peak(table, EN_BF16, seconds, rounds)
         status = en_bandwidth(&read, &copy)
     check(status, "peaks")
     return {"f32": f32_peak, "bf16": bf16_peak or f32_peak, "read": read, "copy": copy}

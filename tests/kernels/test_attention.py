@@ -353,7 +353,7 @@ def test_results_are_not_written_where_they_cannot_lie():
 @pytest.mark.parametrize("s", [513, 1024, 1500])
 def test_few_queries_over_pieces_of_a_long_cache(isa, same_on_any_threads, s, dtype):
     rng = np.random.default_rng(s)
-    for t in (1, 5):
+    for t in (1, 5, 21, 22):  # a block of rows, several, and where rows are no longer few
         q, k, v = draw(rng, dtype, (2, t, 6, 16), *[(2, s, 2, 16)] * 2)
         for window, first in ((0, 0), (100, 0), (0, 700 % s), (s - 1, 3)):
             starts = np.full((2, t), first, np.int32)

@@ -113,6 +113,9 @@ def test_limits_without_memory_and_without_sense():
     for seconds in (0, -1, float("nan"), 61):
         with pytest.raises(UsageError, match="seconds"):
             cpu.peaks(seconds)
+    for rounds in (0, -1, 1001):
+        with pytest.raises(UsageError, match="rounds"):
+            cpu.peaks(0.001, rounds)
 
 
 def recorded(call):
