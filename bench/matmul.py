@@ -85,7 +85,8 @@ def limit(a, b, dtype: str):
     from entrenar.backend import cpu
 
     flops = 2 * a.size * b.shape[1]
-    return lambda: flops / cpu.peaks(AT_LEAST, rounds=1)[dtype], None
+    long = max(AT_LEAST, flops / cpu.peak(dtype, AT_LEAST))
+    return lambda: flops / cpu.peak(dtype, long, rounds=1), None
 
 
 # (seconds of one product, the result of the last)

@@ -18,8 +18,8 @@
 #include "attention_pack.h"
 
 enum {
-    ATTENTION_TASK_ROWS = 64, /* of a task at least, because it packs all of its keys; where there are no more rows, */
-    ATTENTION_PIECE = 512,    /* tasks are pieces of so many keys */
+    ATTENTION_TASK_ROWS = 64, /* a task for this many rows at most, because each packs all of its keys; with no more */
+    ATTENTION_PIECE = 512,    /* rows than that, tasks are pieces of so many keys */
 };
 
 static const float log2_e = 0x1.715476p+0f, log_2 = 0x1.62e43p-1f;

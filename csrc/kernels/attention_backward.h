@@ -24,8 +24,9 @@ enum {
     GRADIENT_CHUNK_ROWS = 256, /* this many rows */
     APART = STRIPS ? VL : 0,   /* words between rows of q and g along, as powers of two share few lines of a cache */
 };
-_Static_assert(ATTENTION_KEYS % GRADIENT_KEYS == 0 && GRADIENT_KEYS % TILE_K == 0 && GRADIENT_ROWS % TILE_K == 0,
-               "a packed block holds whole ones, and they whole tiles");
+_Static_assert(ATTENTION_KEYS % GRADIENT_KEYS == 0 && GRADIENT_KEYS % TILE_K == 0 && GRADIENT_ROWS % TILE_K == 0 &&
+                   (!STRIPS || GRADIENT_KEYS % TILE_ROWS == 0),
+               "a packed block holds whole ones, and they whole tiles and strips");
 
 /* A task's operands and sums over the keys of its kv head; those of a block begin when it first meets it. */
 struct gradient_keys {
@@ -123,10 +124,7 @@ WORD void gradient_statistics(enum en_dtype type, const struct en_attention *p, 
         x->shift[i] = x->dot[i] = 0;
         if (i >= n) continue;
         vf sum = v_zero();
-        if (i + ROWS_AHEAD < n) {
-            fetch_row(o[i + ROWS_AHEAD], p->d * type_size(type));
-            fetch_row(g[i + ROWS_AHEAD], p->d * type_size(type));
-        }
+        if (i + ROWS_AHEAD < n) fetch_row(type, p->d, o[i + ROWS_AHEAD]), fetch_row(type, p->d, g[i + ROWS_AHEAD]);
         for (int64_t l = 0; l < p->d; l += VL)
             sum = v_fma(load_as(type, o[i], l, p->d - l), load_as(type, g[i], l, p->d - l), sum);
         x->dot[i] = v_hsum(sum);

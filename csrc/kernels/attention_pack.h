@@ -45,53 +45,11 @@ WORD void store_rows(enum en_dtype type, float *row, float *next, int64_t i, vf 
 }
 #endif
 
-/* Fetches `bytes` of a row; those of different tokens are too far apart for the core to foresee. */
-WORD void fetch_row(const void *row, int64_t bytes) {
-    for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch((const char *)row + at);
+/* Fetches a row of d elements; those of different tokens are too far apart for the core to foresee. */
+WORD void fetch_row(enum en_dtype type, int64_t d, const void *row) {
+    for (int64_t at = 0; at < d * type_size(type); at += 64) __builtin_prefetch((const char *)row + at);
 }
 enum { ROWS_AHEAD = 16 };
-
-#ifdef EN_STRIPS
-/* Of a strip of rows, words [u, u + VL) or as many as are left: a word of all rows, then the next. */
-WORD void turn_strip(enum en_dtype type, const void *const *row, const int64_t rows, int64_t u, const int64_t left,
-                     float *to) {
-    vf r[VL];
-#pragma GCC unroll 8
-    for (int i = 0; i < TILE_ROWS; i++) {
-        r[i] = i < rows ? load_row_words(type, row[i], u, u + left) : v_zero();
-        r[TILE_ROWS + i] = i < rows ? load_row_words(type, row[i], u + 1, u + left) : v_zero();
-    }
-    v_transpose(r); /* of two words in each */
-#pragma GCC unroll 8
-    for (int v = 0; v < VL; v += 2)
-        if (v < left) v_store(to + (u + v) * TILE_ROWS, r[v]);
-}
-_Static_assert(VL == 2 * TILE_ROWS, "two words of a strip are a vector");
-
-static void pack_strip(enum en_dtype type, int64_t d, int64_t n, const void *const *row, float *to) {
-    int64_t u = 0;
-    for (; n >= TILE_ROWS && u + VL < d; u += VL) turn_strip(type, row, TILE_ROWS, u, VL + 1, to);
-    for (; u < d; u += VL) turn_strip(type, row, n, u, d - u, to);
-}
-#endif
-
-/* Words of rows, 0 from row n to whole units; row j at to + j * width: an operand a whose k is the head's size */
-WORD void pack_rows(enum en_dtype type, int64_t d, int64_t n, const void *const *row, float *to, int64_t width) {
-    const int64_t bytes = d * type_size(type);
-#ifdef EN_STRIPS
-    for (int64_t j = 0; j < n; j += TILE_ROWS) {
-        for (int64_t i = j + ROWS_AHEAD; i < min64(n, j + ROWS_AHEAD + TILE_ROWS); i++) fetch_row(row[i], bytes);
-        pack_strip(type, d, min64(TILE_ROWS, n - j), row + j, to + j * width);
-    }
-    return;
-#endif
-    const int64_t du = words(type, d);
-    for (int64_t j = 0; j < round_up(n, key_unit(type)); j++) {
-        if (j + ROWS_AHEAD < n) fetch_row(row[j + ROWS_AHEAD], bytes);
-        for (int64_t u = 0; u < du; u += VL)
-            v_store_n(to + j * width + u, j < n ? load_row_words(type, row[j], u, d) : v_zero(), du - u);
-    }
-}
 
 /* Of VL rows or n, VL words from word u on or `steps`, which are `left` elements: rows become lanes. */
 WORD void turn_rows(enum en_dtype type, const void *const *row, const int64_t n, int64_t u, const int64_t left,
@@ -110,7 +68,7 @@ WORD void turn_rows(enum en_dtype type, const void *const *row, const int64_t n,
 WORD void pack_columns(enum en_dtype type, int64_t d, int64_t n, const void *const *row, float *to, int64_t w) {
     const int64_t du = words(type, d), each = in_pairs(type) ? 2 : 1;
     for (int64_t j = 0; j < w; j += VL) {
-        for (int64_t i = j + VL; i < min64(n, j + 2 * VL); i++) fetch_row(row[i], d * type_size(type));
+        for (int64_t i = j + VL; i < min64(n, j + 2 * VL); i++) fetch_row(type, d, row[i]);
         for (int64_t u = 0; u < du; u += VL)
             if (j + VL <= n && (u + VL) * each <= d)
                 turn_rows(type, row + j, VL, u, VL * each, VL, to + j, w);
@@ -140,7 +98,7 @@ struct along {
 };
 WORD struct along along(enum en_dtype type, int64_t width) {
     if (in_tiles(type)) return (struct along){.step = 1, .row = words(type, ATTENTION_KEYS)};
-    if (STRIPS) return (struct along){.step = TILE_ROWS, .strip = TILE_ROWS * ATTENTION_KEYS + 16};
+    if (STRIPS) return (struct along){.step = TILE_ROWS, .strip = TILE_ROWS * ATTENTION_KEYS + 16}; /* 16: see APART */
     return (struct along){.step = width, .row = 1};
 }
 /* Words of a block */
@@ -148,21 +106,59 @@ WORD int64_t along_words(enum en_dtype type, int64_t width) {
     return STRIPS ? width / TILE_ROWS * along(type, width).strip : words(type, ATTENTION_KEYS) * width;
 }
 
-/* As pack_along, an operand a: tiles want its k side by side. A strip's last word is written with the next, of which
- * there is room for one. */
-WORD void pack_keys_along(enum en_dtype type, int64_t d, int64_t n, const void *const *row, float *to, int64_t width) {
 #ifdef EN_STRIPS
-    const int64_t strip = along(type, width).strip;
-    for (int64_t k = 0; k < round_up(n, TILE_ROWS); k++) {
-        int64_t i = 0;
-        if (k + ROWS_AHEAD < n) fetch_row(row[k + ROWS_AHEAD], d * type_size(type));
-        for (; k < n && i + VL <= d; i += TILE_ROWS)
-            v_store(to + i / TILE_ROWS * strip + k * TILE_ROWS, load_as(type, row[k], i, VL));
-        for (; i < d; i += TILE_ROWS)
-            v_store(to + i / TILE_ROWS * strip + k * TILE_ROWS, k < n ? load_as(type, row[k], i, d - i) : v_zero());
+/* Of a strip of rows, words [u, u + VL) or as many as are left: a word of all rows, then the next. */
+WORD void turn_strip(enum en_dtype type, const void *const *row, const int64_t rows, int64_t u, const int64_t left,
+                     float *to) {
+    vf r[VL];
+#pragma GCC unroll 8
+    for (int i = 0; i < TILE_ROWS; i++) {
+        r[i] = i < rows ? load_row_words(type, row[i], u, u + left) : v_zero();
+        r[TILE_ROWS + i] = i < rows ? load_row_words(type, row[i], u + 1, u + left) : v_zero();
     }
-    return;
-#endif
+    v_transpose(r); /* two words of all rows in every other vector */
+#pragma GCC unroll 8
+    for (int v = 0; v < VL; v += 2)
+        if (v < left) v_store(to + (u + v) * TILE_ROWS, r[v]);
+}
+_Static_assert(VL == 2 * TILE_ROWS, "two words of a strip are a vector");
+
+/* An operand a whose k is the head's size; the strip of rows from j on at to + j * width. Zeros fill the last one up. */
+WORD void pack_rows(enum en_dtype type, int64_t d, int64_t n, const void *const *row, float *to, int64_t width) {
+    for (int64_t j = 0; j < n; j += TILE_ROWS) {
+        const int64_t rows = min64(TILE_ROWS, n - j);
+        int64_t u = 0;
+        for (int64_t i = j; i < j + rows; i++)
+            if (i + ROWS_AHEAD < n) fetch_row(type, d, row[i + ROWS_AHEAD]);
+        for (; rows == TILE_ROWS && u + VL < d; u += VL) turn_strip(type, row + j, TILE_ROWS, u, VL + 1, to + j * width);
+        for (; u < d; u += VL) turn_strip(type, row + j, rows, u, d - u, to + j * width);
+    }
+}
+
+/* As pack_along, an operand a. A strip's last word is written with the next, for which there is room. */
+WORD void pack_keys_along(enum en_dtype type, int64_t d, int64_t n, const void *const *row, float *to, int64_t width) {
+    const int64_t strip = along(type, width).strip;
+    for (int64_t k = 0; k < round_up(n, TILE_ROWS); k++, to += TILE_ROWS) {
+        int64_t i = 0;
+        if (k + ROWS_AHEAD < n) fetch_row(type, d, row[k + ROWS_AHEAD]);
+        for (; k < n && i + VL <= d; i += TILE_ROWS) v_store(to + i / TILE_ROWS * strip, load_as(type, row[k], i, VL));
+        for (; i < d; i += TILE_ROWS)
+            v_store(to + i / TILE_ROWS * strip, k < n ? load_as(type, row[k], i, d - i) : v_zero());
+    }
+}
+#else
+/* to[j * width + u] = word u of row j, 0 from row n to whole units: an operand a whose k is the head's size */
+WORD void pack_rows(enum en_dtype type, int64_t d, int64_t n, const void *const *row, float *to, int64_t width) {
+    const int64_t du = words(type, d);
+    for (int64_t j = 0; j < round_up(n, key_unit(type)); j++) {
+        if (j + ROWS_AHEAD < n) fetch_row(type, d, row[j + ROWS_AHEAD]);
+        for (int64_t u = 0; u < du; u += VL)
+            v_store_n(to + j * width + u, j < n ? load_row_words(type, row[j], u, d) : v_zero(), du - u);
+    }
+}
+
+/* As pack_along, an operand a: tiles want its k side by side. */
+WORD void pack_keys_along(enum en_dtype type, int64_t d, int64_t n, const void *const *row, float *to, int64_t width) {
     if (!in_tiles(type)) {
         pack_along(type, d, n, row, to, width);
         return;
@@ -176,6 +172,7 @@ WORD void pack_keys_along(enum en_dtype type, int64_t d, int64_t n, const void *
             for (int64_t v = 0; v < VL; v++) v_store(to + (i + v) * to_row + k, r[v]);
         }
 }
+#endif
 
 /* Rows of VL lanes or n, elements [i, i + VL) or as many as are left, times f. */
 WORD void turn_back(enum en_dtype type, void *const *row, const int64_t n, int64_t i, const int64_t left,

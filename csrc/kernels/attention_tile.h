@@ -44,8 +44,10 @@ WORD int64_t words(enum en_dtype type, int64_t n) {
 
 WORD int64_t whole_vectors(int64_t n) { return round_up(n, VL); }
 
-/* A tile of c: vectors across; rows, of tiles as wide as that and of narrower ones. Sums fill the registers. */
+/* A tile of c: vectors across; rows, of tiles as wide as that, whose sums fill the registers, and of narrower ones. */
 enum { TILE_WIDTH = VL == 8 ? 3 : 4, TILE_ROWS = VL == 8 ? 4 : 6, NARROW_ROWS = 8 };
+_Static_assert(!STRIPS || (!PAIRED && ATTENTION_KEYS % TILE_ROWS == 0 && NARROW_ROWS % TILE_ROWS == 0),
+               "strips are of words, and blocks and tiles hold whole ones");
 
 /* Keys come in multiples of this; those beyond the last are zero, and hidden. */
 WORD int64_t key_unit(enum en_dtype type) { return in_tiles(type) ? TILE_K : STRIPS ? TILE_ROWS : 2; }

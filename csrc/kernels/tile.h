@@ -14,7 +14,7 @@
  *   KC             most steps of a block of k
  *   BLOCK          words of a block of B, which one task packs
  *   ABREAST        panels of a block of B that a panel of A meets before the next panel of A does
- *   UNROLL         steps of a packed panel that the tile's loop is written out for
+ *   UNROLL         steps that a tile's loop over packed operands is written out for
  *   PACK_K         elements of k packed at a time where it is the other side that is contiguous: so many rows are read
  *                  side by side
  *   PACK_PANELS    panels of A packed together: where columns are contiguous, they read the same lines

@@ -10,26 +10,41 @@ cdef int record(str op, double flops, double nbytes, en_dtype type, int64_t m, i
     return 0
 
 
-def peaks(double seconds=0.1, int rounds=5):
-    """The machine's limits at this level with all threads at once, measured now, in about a third of a second.
+cdef double peak_of(en_dtype type, double seconds, int rounds) except? 0:
+    cdef const en_kernels *table = kernels()
+    cdef double found
+    if not 0 < seconds <= 60:
+        raise UsageError(f"peak: seconds={seconds} must be above 0, at most 60")
+    if not 1 <= rounds <= 1000:
+        raise UsageError(f"peak: rounds={rounds} must be from 1 to 1000")
+    with nogil:
+        found = en_peak(table, type, seconds, rounds)
+    return found
 
-    {"f32", "bf16": FLOP/s of products from L1 with random operands, the best of `rounds` rounds, which take `seconds`
-    together (csrc/kernels/probe.h; a level without bf16 products computes them as f32), "read", "copy": bytes/s of memory beyond the caches, a copied byte
+
+def peak(str dtype, double seconds=0.1, int rounds=5):
+    """FLOP/s of products from L1 with random operands at this level, all threads at once (csrc/kernels/probe.h).
+
+    dtype is "f32" or "bf16"; a level without bf16 products computes them as f32. The best of `rounds` rounds, which take
+    `seconds` together.
+    """
+    if dtype not in ("f32", "bf16"):
+        raise UsageError(f"peak: dtype={dtype!r} must be 'f32' or 'bf16'")
+    return (dtype == "bf16" and peak_of(EN_BF16, seconds, rounds)) or peak_of(EN_F32, seconds, rounds)
+
+
+def peaks(double seconds=0.1):
+    """The machine's limits at this level with all threads at once, measured now, in a second or two.
+
+    {"f32", "bf16": what `peak` gives for `seconds`, "read", "copy": bytes/s of memory beyond the caches, a copied byte
     counted as read and written}.
     """
-    cdef const en_kernels *table = kernels()
-    cdef double f32_peak, bf16_peak, read = 0, copy = 0
+    cdef double f32 = peak_of(EN_F32, seconds, 5), bf16 = peak_of(EN_BF16, seconds, 5), read = 0, copy = 0
     cdef en_status status
-    if not 0 < seconds <= 60:
-        raise UsageError(f"peaks: seconds={seconds} must be above 0, at most 60")
-    if not 1 <= rounds <= 1000:
-        raise UsageError(f"peaks: rounds={rounds} must be from 1 to 1000")
     with nogil:
-        f32_peak = en_peak(table, EN_F32, seconds, rounds)
-        bf16_peak = en_peak(table, EN_BF16, seconds, rounds)
         status = en_bandwidth(&read, &copy)
     check(status, "peaks")
-    return {"f32": f32_peak, "bf16": bf16_peak or f32_peak, "read": read, "copy": copy}
+    return {"f32": f32, "bf16": bf16 or f32, "read": read, "copy": copy}
 
 
 def profile_start(int64_t capacity=1 << 16):

@@ -100,6 +100,7 @@ def test_no_memory_for_the_ring_leaves_the_recording_off():
 
 def test_limits_of_the_machine(isa):
     limits = cpu.peaks(0.01)
+    assert all(cpu.peak(dtype, 0.01, rounds=1) < 2 * limits[dtype] for dtype in ("f32", "bf16"))
     assert set(limits) == {"f32", "bf16", "read", "copy"}
     assert all(1e7 < value < 1e16 for value in limits.values())
     if isa != "amx" or not backend.cpu_info()["software_tiles"]:
@@ -115,7 +116,9 @@ def test_limits_without_memory_and_without_sense():
             cpu.peaks(seconds)
     for rounds in (0, -1, 1001):
         with pytest.raises(UsageError, match="rounds"):
-            cpu.peaks(0.001, rounds)
+            cpu.peak("f32", 0.001, rounds)
+    with pytest.raises(UsageError, match="'f16'"):
+        cpu.peak("f16")
 
 
 def recorded(call):
