@@ -18,8 +18,8 @@
 #include "attention_pack.h"
 
 enum {
-    ATTENTION_TASK_ROWS = 64, /* a task for this many rows at most, because each packs all of its keys; with no more */
-    ATTENTION_PIECE = 512,    /* rows than that, tasks are pieces of so many keys */
+    ATTENTION_TASK_ROWS = 64, /* no more than one task for so many rows, because each packs all of its keys; */
+    ATTENTION_PIECE = 512,    /* where there are no more rows, tasks are pieces of so many keys */
 };
 
 static const float log2_e = 0x1.715476p+0f, log_2 = 0x1.62e43p-1f;
@@ -180,10 +180,8 @@ static void finish_rows(const struct en_attention *p, int64_t b, int64_t kv, int
         unpack_columns(EN_BF16, p->d, n, row, from.o, w, from.sum);
     else
         unpack_columns(EN_F32, p->d, n, row, from.o, w, from.sum);
-    for (int64_t i = 0, token = r / group, head = r % group; i < n; i++) {
+    for (int64_t i = 0, token = r / group, head = r % group; i < n; i++, next_row(group, &token, &head))
         p->lse[(b * p->h + kv * group + head) * p->t + token] = from.top[i];
-        if (++head == group) head = 0, token++;
-    }
 }
 
 /* Blocks of rows of a kv head, the last first: the latest have the most keys. */

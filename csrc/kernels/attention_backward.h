@@ -129,7 +129,7 @@ WORD void gradient_statistics(enum en_dtype type, const struct en_attention *p, 
             sum = v_fma(load_as(type, o[i], l, p->d - l), load_as(type, g[i], l, p->d - l), sum);
         x->dot[i] = v_hsum(sum);
         x->shift[i] = -log2_e * p->lse[(b * p->h + kv * group + head) * p->t + token];
-        if (++head == group) head = 0, token++;
+        next_row(group, &token, &head);
     }
 }
 

@@ -21,14 +21,17 @@ static inline void *head_at(const struct en_attention *p, const struct en_heads 
     return element(p->type, x->data, b * x->batch + token * x->token + head * p->d);
 }
 
+/* Moves on to the next row: the next head of the group, or the next token. */
+static inline void next_row(int64_t group, int64_t *token, int64_t *head) {
+    if (++*head == group) *head = 0, ++*token;
+}
+
 /* Rows [r, r + n) of queries, or of keys. */
 static void query_rows(const struct en_attention *p, const struct en_heads *x, int64_t b, int64_t kv, int64_t r,
                        int64_t n, void **row) {
     const int64_t group = attention_group(p);
-    for (int64_t i = 0, token = r / group, head = r % group; i < n; i++) {
+    for (int64_t i = 0, token = r / group, head = r % group; i < n; i++, next_row(group, &token, &head))
         row[i] = head_at(p, x, b, token, kv * group + head);
-        if (++head == group) head = 0, token++;
-    }
 }
 static void key_rows(const struct en_attention *p, const struct en_heads *x, int64_t b, int64_t kv, int64_t j,
                      int64_t n, void **row) {

@@ -37,7 +37,7 @@ enum {
 WORD int in_pairs(enum en_dtype type) { return PAIRED && type == EN_BF16; }
 WORD int in_tiles(enum en_dtype type) { return TILED && type == EN_BF16; }
 
-/* Words that hold n elements of k. */
+/* Words that hold n elements of k; strips are written two words at a time. */
 WORD int64_t words(enum en_dtype type, int64_t n) {
     return in_tiles(type) ? round_up(n, TILE_K) / 2 : in_pairs(type) ? (n + 1) / 2 : STRIPS ? round_up(n, 2) : n;
 }

