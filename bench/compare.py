@@ -2,9 +2,10 @@
 
     python bench/compare.py STORED.json NEW.json [--threshold 0.1] [--memory-threshold 0.05]
 
-Speeds are compared as shares of the limits that were measured in the same run, ratios to a peer as they are: a machine
-that clocks lower today is no regression. Exit code 1 where a figure of both is worse by more than its threshold, or no
-number, or where a kernel or step is gone from a section that NEW has; 2 where CPU, level or threads differ, so that
+Speeds of steps are compared as shares of the limits that were measured in the same run, ratios to a peer as they are. A
+kernel is slower where both its share of the limits and its fastest run are: a machine that clocks lower today, or lends
+more bandwidth than it did, is no regression. Exit code 1 where a figure of both is worse by more than its threshold, or
+no number, or where a kernel or step is gone from a section that NEW has; 2 where CPU, level or threads differ, so that
 nothing can be said.
 """
 
@@ -12,25 +13,34 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 SAME = ("cpu", "isa", "threads")
 WHOLE = ("kernels", "steps")  # sections that are run whole, peers by case
 
 
-def figures(result: Mapping[str, Any]) -> Iterator[tuple[str, float, bool]]:
-    """(name, value, is less better) of all that is compared."""
+class Figure(NamedTuple):
+    value: float
+    less: bool = False  # is better
+    seconds: float = math.nan  # of the fastest run, longer too, or the limit has moved; NaN: counts as longer
+
+
+def figures(result: Mapping[str, Any]) -> dict[str, Figure]:
+    """All that is compared, by name."""
+    found = {}
     for name, row in result.get("kernels", {}).items():
-        yield f"{name}: share of limit", row["share"], False
+        found[f"{name}: share of limit"] = Figure(row["share"], seconds=row["fastest"])
     for name, row in result.get("steps", {}).items():
-        yield f"{name}: share of peak", row["share_of_peak"], False
-        yield f"{name}: memory, GiB", row["peak_rss_gb"], True
+        found[f"{name}: share of peak"] = Figure(row["share_of_peak"])
+        found[f"{name}: memory, GiB"] = Figure(row["peak_rss_gb"], less=True)
     for name, row in result.get("peers", {}).items():
-        yield f"{name}: speed by the peer's", row["tokens_per_second"]["ratio"], False
-        yield f"{name}: memory by the peer's", row["peak_rss_gb"]["ratio"], True
+        found[f"{name}: speed by the peer's"] = Figure(row["tokens_per_second"]["ratio"])
+        found[f"{name}: memory by the peer's"] = Figure(row["peak_rss_gb"]["ratio"], less=True)
+    return found
 
 
 def main() -> int:
@@ -46,7 +56,7 @@ def main() -> int:
         if a != b:
             print(f"these can't be compared: {key} was {a}, is {b}")
             return 2
-    before = {name: value for name, value, _ in figures(stored)}
+    before = figures(stored)
     worse = compared = 0
     for section in WHOLE:
         if section in new:
@@ -54,15 +64,16 @@ def main() -> int:
             worse += len(gone)
             for name in gone:
                 print(f"gone   {name}: of {section}, stored but not measured")
-    for name, value, less in figures(new):
+    for name, now in figures(new).items():
         if name not in before:
             continue
         compared += 1
-        change = value / before[name] - 1
-        limit = args.memory_threshold if less else args.threshold
-        if not (change if less else -change) <= limit:  # NaN is worse
+        then, change = before[name], now.value / before[name].value - 1
+        limit = args.memory_threshold if now.less else args.threshold
+        slower = not now.seconds <= then.seconds * (1 + limit)
+        if slower and not (change if now.less else -change) <= limit:  # NaN is worse
             worse += 1
-            print(f"worse  {name}: {before[name]:.3f} -> {value:.3f} ({change:+.1%})")
+            print(f"worse  {name}: {then.value:.3f} -> {now.value:.3f} ({change:+.1%})")
     if not compared and not worse:
         print("these can't be compared: they have no figure in common")
         return 2

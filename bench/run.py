@@ -30,20 +30,18 @@ def machine() -> dict[str, Any]:
             "version": entrenar.__version__, "date": date.today().isoformat()}  # fmt: skip
 
 
-def kernels(quick: bool) -> dict[str, Any]:
-    """name -> median seconds and rates, of bench/kernels.py."""
+def kernels(quick: bool, peaks: dict[str, float]) -> dict[str, Any]:
+    """name -> median seconds and rates, and the fastest run's seconds, of bench/kernels.py."""
     import pyperf
     from kernels import rates  # bench/kernels.py: this script's folder is on the path
-
-    from entrenar.backend import cpu
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernels.json"
         command = [sys.executable, str(HERE / "kernels.py"), "-o", str(path), "--quiet"]
         subprocess.run([*command, "--processes", "1" if quick else "5", "--values", "3"], check=True)
         suite = pyperf.BenchmarkSuite.load(str(path))
-    peaks = cpu.peaks()
-    return {b.get_name(): rates(b.get_name(), b.median(), peaks) for b in suite.get_benchmarks()}
+    return {b.get_name(): {**rates(b.get_name(), b.median(), peaks), "fastest": min(b.get_values())}
+            for b in suite.get_benchmarks()}  # fmt: skip
 
 
 def script(name: str, *flags: str) -> dict[str, Any]:
@@ -70,9 +68,10 @@ def main() -> int:
     out = args.out or HERE / "results" / f"{slug}-{about['isa']}-{about['threads']}t.json"
     stored = json.loads(out.read_text()) if out.exists() else {}
     same = stored and all(stored["machine"][key] == about[key] for key in MACHINE)
-    result: dict[str, Any] = {**(stored if same else {}), "machine": about, "peaks": cpu.peaks()}
+    result: dict[str, Any] = {**(stored if same else {}), "machine": about}
     if "kernels" in args.sections:
-        result["kernels"] = kernels(args.quick)
+        result["peaks"] = cpu.peaks()
+        result["kernels"] = kernels(args.quick, result["peaks"])
     if "steps" in args.sections:
         found = script("step.py", "--steps", "2" if args.quick else "8")
         result["steps"] = {name: {**row, "kernels": row["kernels"][:12]} for name, row in found.items()}
