@@ -30,18 +30,22 @@ def machine() -> dict[str, Any]:
             "version": entrenar.__version__, "date": date.today().isoformat()}  # fmt: skip
 
 
-def kernels(quick: bool, peaks: dict[str, float]) -> dict[str, Any]:
-    """name -> median seconds and rates, and the fastest run's seconds, of bench/kernels.py."""
+def kernels(quick: bool) -> tuple[dict[str, float], dict[str, Any]]:
+    """The machine's limits, the best of two readings; name -> median seconds, rates and the fastest run's seconds."""
     import pyperf
     from kernels import rates  # bench/kernels.py: this script's folder is on the path
 
+    from entrenar.backend import cpu
+
+    before = cpu.peaks()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernels.json"
         command = [sys.executable, str(HERE / "kernels.py"), "-o", str(path), "--quiet"]
         subprocess.run([*command, "--processes", "1" if quick else "5", "--values", "3"], check=True)
         suite = pyperf.BenchmarkSuite.load(str(path))
-    return {b.get_name(): {**rates(b.get_name(), b.median(), peaks), "fastest": min(b.get_values())}
-            for b in suite.get_benchmarks()}  # fmt: skip
+    peaks = {key: max(rate, before[key]) for key, rate in cpu.peaks().items()}
+    return peaks, {b.get_name(): {**rates(b.get_name(), b.median(), peaks), "fastest": min(b.get_values())}
+                   for b in suite.get_benchmarks()}  # fmt: skip
 
 
 def script(name: str, *flags: str) -> dict[str, Any]:
@@ -60,9 +64,6 @@ def main() -> int:
     parser.add_argument("--rounds", default="3", help="of the peers")
     parser.add_argument("--quick", action="store_true", help="fewer repetitions: to see that all of it runs")
     args = parser.parse_args()
-
-    from entrenar.backend import cpu
-
     about = machine()
     slug = re.sub(r"[^a-z0-9]+", "-", about["cpu"].lower()).strip("-") or "cpu"
     out = args.out or HERE / "results" / f"{slug}-{about['isa']}-{about['threads']}t.json"
@@ -70,8 +71,7 @@ def main() -> int:
     same = stored and all(stored["machine"][key] == about[key] for key in MACHINE)
     result: dict[str, Any] = {**(stored if same else {}), "machine": about}
     if "kernels" in args.sections:
-        result["peaks"] = cpu.peaks()
-        result["kernels"] = kernels(args.quick, result["peaks"])
+        result["peaks"], result["kernels"] = kernels(args.quick)
     if "steps" in args.sections:
         found = script("step.py", "--steps", "2" if args.quick else "8")
         result["steps"] = {name: {**row, "kernels": row["kernels"][:12]} for name, row in found.items()}

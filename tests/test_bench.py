@@ -17,14 +17,14 @@ ROOT = Path(__file__).resolve().parents[1]
 BENCH = ROOT / "bench"
 RESULT: dict[str, Any] = {
     "machine": {"cpu": "X", "isa": "avx2", "threads": 2, "version": "1", "date": "2026-01-01"},
-    "kernels": {"product": {"share": 0.8, "fastest": 1.0}},
+    "kernels": {"product": {"share": 0.8, "seconds": 1.1, "fastest": 1.0}},
     "steps": {"lora": {"share_of_peak": 0.5, "peak_rss_gb": 2.0}},
     "peers": {"lora": {"tokens_per_second": {"ratio": 7.0}, "peak_rss_gb": {"ratio": 0.3}}},
 }
 
 
-def kernel(share: float, fastest: float) -> dict[str, float]:
-    return {"share": share, "fastest": fastest}
+def kernel(share: float, seconds: float, **fastest: float) -> dict[str, float]:
+    return {"share": share, "seconds": seconds, **fastest}
 
 
 def script(name: str, *args: str) -> subprocess.CompletedProcess[str]:
@@ -51,18 +51,21 @@ def test_stored_results_say_where_they_come_from() -> None:
     ("where", "value", "code", "line"),
     [
         ((), None, 0, "5 figures, 0 gone or worse"),
-        (("kernels", "product"), kernel(0.73, 1.2), 0, "5 figures, 0 gone or worse"),
-        (("kernels", "product"), kernel(0.7, 1.2), 1, "worse  product: share of limit: 0.800 -> 0.700 (-12.5%)"),
-        (("kernels", "product"), kernel(0.7, 1.05), 0, "5 figures, 0 gone or worse"),
-        (("kernels", "product"), kernel(0.8, 1.2), 0, "5 figures, 0 gone or worse"),
-        (("kernels", "product"), kernel(0.7, float("nan")), 1, "worse  product: share of limit"),
-        (("kernels", "product"), kernel(1.5, 0.5), 0, "5 figures, 0 gone or worse"),
+        (("kernels", "product"), kernel(0.73, 1.3, fastest=1.2), 0, "5 figures, 0 gone or worse"),
+        (("kernels", "product"), kernel(0.7, 1.3, fastest=1.2), 1,
+         "worse  product: share of limit: 0.800 -> 0.700 (-12.5%), 1.1 -> 1.3 s, 1 -> 1.2 s"),
+        (("kernels", "product"), kernel(0.7, 1.2, fastest=1.2), 0, "5 figures, 0 gone or worse"),
+        (("kernels", "product"), kernel(0.7, 1.3, fastest=1.05), 0, "5 figures, 0 gone or worse"),
+        (("kernels", "product"), kernel(0.8, 1.3, fastest=1.2), 0, "5 figures, 0 gone or worse"),
+        (("kernels", "product"), kernel(0.7, 1.3), 1, "worse  product: share of limit"),
+        (("kernels", "product"), kernel(0.7, 1.3, fastest=float("nan")), 1, "worse  product: share of limit"),
+        (("kernels", "product"), kernel(1.5, 0.5, fastest=0.5), 0, "5 figures, 0 gone or worse"),
         (("steps", "lora", "share_of_peak"), 0.4, 1, "worse  lora: share of peak"),
         (("steps", "lora", "peak_rss_gb"), 2.2, 1, "worse  lora: memory, GiB: 2.000 -> 2.200 (+10.0%)"),
         (("steps", "lora", "peak_rss_gb"), 1.0, 0, "5 figures, 0 gone or worse"),
         (("peers", "lora", "tokens_per_second", "ratio"), 6.0, 1, "worse  lora: speed by the peer's"),
         (("peers", "lora", "peak_rss_gb", "ratio"), 0.33, 1, "worse  lora: memory by the peer's: 0.300 -> 0.330"),
-        (("kernels", "product"), kernel(float("nan"), 1.2), 1, "worse  product: share of limit: 0.800 -> nan"),
+        (("kernels", "product", "share"), float("nan"), 1, "worse  product: share of limit: 0.800 -> nan"),
         (("steps", "lora", "peak_rss_gb"), float("nan"), 1, "worse  lora: memory, GiB: 2.000 -> nan"),
         (("kernels",), {}, 1, "gone   product: of kernels"),
         (("steps",), {"other": RESULT["steps"]["lora"]}, 1, "gone   lora: of steps"),

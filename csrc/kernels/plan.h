@@ -41,7 +41,8 @@ struct plan {
     const struct en_gemm *p;
     const struct engine *e;
     int64_t threads;
-    int64_t panels;               /* of rows */
+    int64_t panels;               /* of rows, cut as even as can be: so many each, */
+    int64_t panel_rows, taller;   /* and one more in the first `taller` */
     int64_t row_tasks;            /* that pack panels of A */
     int groups;
     struct group group[2 * EN_MAX_TERMS + 1];
@@ -109,8 +110,10 @@ static int next_k_block(const struct plan *q, const struct group *g, struct k_bl
     return 1;
 }
 
-/* Panels of A are cut as even as can be. */
-static inline int64_t panel_start(const struct plan *q, int64_t panel) { return cut(q->p->m, q->panels, panel); }
+/* First row of a panel of A. Every tile asks: no division. */
+static inline int64_t panel_start(const struct plan *q, int64_t panel) {
+    return panel * q->panel_rows + min64(panel, q->taller);
+}
 
 /* Where a step of a term begins in a packed panel of h rows. Packing may write VL words beyond its rows. */
 static inline float *packed_a(const struct plan *q, float *panel, int term, int64_t h, int64_t step) {
@@ -206,6 +209,7 @@ static struct plan make_plan(const struct en_gemm *p, const struct engine *e) {
         q.b_words += padded_columns(q.group[i].j1 - q.group[i].j0) * q.group[i].steps;
     }
     q.panels = ceil_div(p->m, e->mr);
+    q.panel_rows = p->m / q.panels, q.taller = p->m % q.panels;
     q.by_rows = q.b_words <= FEW_B_WORDS || q.b_words <= min64(B_WORDS, p->m * q.steps);
     for (int i = 0; i < q.groups; i++) {
         struct group *g = &q.group[i];
