@@ -33,7 +33,7 @@ class Figure(NamedTuple):
 def figures(result: Mapping[str, Any]) -> dict[str, Figure]:
     """All that is compared, by name."""
     found = {}
-    for name, row in result.get("kernels", {}).items():
+    for name, row in result.get("kernels", {}).items():  # results before 2026-11-29 lack the fastest run
         found[f"{name}: share of limit"] = Figure(row["share"], seconds=(row["seconds"], row.get("fastest", math.nan)))
     for name, row in result.get("steps", {}).items():
         found[f"{name}: share of peak"] = Figure(row["share_of_peak"])
